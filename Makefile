@@ -1,0 +1,51 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Threads that spin on a busy two-core machine cost 3 to 10 times.
+TEST_ENV = OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1
+
+.PHONY: demo test check-large results tiny-wan clean install install-dev lint types imports pytest
+
+demo: install
+	$(BIN)/hfq demo
+
+test: install-dev lint types imports pytest
+
+# The wheel is built and installed, never the source tree: what is tested is what a user gets.
+install: $(BIN)/python
+	rm -rf build hfq.egg-info
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[video,report]'
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
+
+install-dev: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+
+# Started outside the repository, where the folder hfq/ would hide the installed package.
+types:
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p hfq
+
+imports:
+	cd $(VENV) && bin/lint-imports --config ../pyproject.toml
+
+pytest:
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not large"
+
+# Real 14B widths; writes the figures that the docs quote.
+check-large: install-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -m large -s
+
+# The table of docs/results.md.
+results: install-dev
+	$(BIN)/python benchmarks/results.py --out benchmarks/results --docs docs/results.md
+
+clean:
+	rm -rf $(VENV) build hfq.egg-info

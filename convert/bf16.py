@@ -1,0 +1,61 @@
+"""Rounding to BF16: round to nearest, ties to even, with integers alone, so that every machine gives the same bits.
+
+torch's own cast agrees on numbers, but its NaN depends on the vector width of the CPU (0x7FC0 or 0xFFFF), and some
+CPUs' instruction for it drops subnormals.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hfq.schema.errors import UnsupportedDtypeError
+
+__all__ = ["round_into", "to_bf16"]
+
+_CHUNK: Final = 1 << 16  # elements: the three scratch arrays stay in a core's own cache
+_NAN_BITS: Final = 0x7FC0
+
+
+def to_bf16(tensor: Tensor) -> Tensor:
+    """`tensor` (float32, float16 or bfloat16, any shape) rounded to BF16, same shape; BF16 comes back as it is.
+
+    Overflow becomes infinity, subnormals are kept, every NaN of F32 or F16 becomes 0x7FC0. F16 is exact in F32, so it
+    is rounded once. Takes two bytes an element plus a fixed scratch.
+
+    Raises:
+        UnsupportedDtypeError: any other dtype.
+    """
+    if tensor.dtype == torch.bfloat16:
+        return tensor
+    if tensor.dtype not in (torch.float32, torch.float16):
+        raise UnsupportedDtypeError(
+            "cannot be rounded to BF16", expected="float32, float16 or bfloat16", found=tensor.dtype
+        )
+    source = tensor.detach().contiguous().reshape(-1).numpy()
+    rounded = torch.empty(tensor.shape, dtype=torch.bfloat16)
+    round_into(source, rounded.reshape(-1).view(torch.uint16).numpy())
+    return rounded
+
+
+def round_into(source: npt.NDArray[np.float32] | npt.NDArray[np.float16], out: npt.NDArray[np.uint16]) -> None:
+    """Round `source` [n] to the BF16 bits `out` [n], as `to_bf16` does."""
+    scratch = np.empty(min(_CHUNK, source.size), dtype=np.uint32)
+    for begin in range(0, source.size, _CHUNK):
+        bits = source[begin : begin + _CHUNK].astype(np.float32, copy=False).view(np.uint32)
+        work = scratch[: bits.size]
+        # Add half of the last kept place, less one unless that place is odd, and cut.
+        np.right_shift(bits, 16, out=work)
+        np.bitwise_and(work, 1, out=work)
+        np.add(work, 0x7FFF, out=work)
+        np.add(work, bits, out=work)
+        np.right_shift(work, 16, out=work)
+        target = out[begin : begin + _CHUNK]
+        target[:] = work
+        np.bitwise_and(bits, 0x7FFFFFFF, out=work)
+        if work.max() > 0x7F800000:
+            target[work > 0x7F800000] = _NAN_BITS

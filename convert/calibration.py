@@ -1,0 +1,208 @@
+"""Calibrations: what the inputs of a model's linears look like, read back from disk.
+
+A calibration is a folder with `calibration.json` (schema `hfq.calibration/1`) and `statistics.safetensors`, whose
+tensors `hfq.convert.calibration_layout` lists. With `--parts` it also holds one such folder per prompt under `parts/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from hfq.schema.documents import read_document
+from hfq.schema.errors import (
+    CalibrationBaseError,
+    CalibrationMergeError,
+    DigestMismatchError,
+    MissingPathError,
+    MissingTensorError,
+)
+
+from .calibration_layout import GroupPlan, plan_groups
+from .group_statistics import GroupStatistics, check_values
+from .safetensors_file import SafetensorsFile
+
+__all__ = ["DOCUMENT", "PARTS", "STATISTICS", "Calibration", "GroupStatistics", "file_sha256", "load_calibration"]
+
+DOCUMENT: Final = "calibration.json"
+STATISTICS: Final = "statistics.safetensors"
+PARTS: Final = "parts"
+_CHUNK: Final = 8 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Calibration:
+    """A calibration on disk; statistics are read group by group.
+
+    Attributes:
+        path: its folder.
+        document: the parsed `calibration.json`.
+    """
+
+    def __init__(self, path: Path, document: dict[str, Any], statistics: SafetensorsFile) -> None:
+        self.path = path
+        self.document = document
+        self._file = statistics
+        self._plans = plan_groups(document, statistics.tensors, str(path / STATISTICS))
+
+    @property
+    def id(self) -> str:
+        """Content hash of the document, 64 hex digits."""
+        return str(self.document["id"])
+
+    @property
+    def roles(self) -> list[str]:
+        """Experts that were calibrated."""
+        return list(self.document["base"]["experts"])
+
+    @property
+    def prompt_hashes(self) -> list[str]:
+        """SHA-256 of every calibration prompt's text, sorted."""
+        return sorted(prompt["sha256"] for part in self.document["parts"] for prompt in part["prompts"])
+
+    def groups(self, role: str) -> list[str]:
+        """Input groups of an expert, sorted."""
+        return list(self._plans.get(role, {}))
+
+    def plan(self, role: str, group: str) -> GroupPlan:
+        """Channels, calls, histogram keys and kept rows of one input group, from the header alone.
+
+        Raises:
+            MissingTensorError: the calibration has no such group.
+        """
+        plan = self._plans.get(role, {}).get(group)
+        if plan is None:
+            raise MissingTensorError(
+                "the calibration has no statistics of this input", where=f"{self.path / STATISTICS}: {role} {group}"
+            )
+        return plan
+
+    def read(self, role: str, group: str) -> GroupStatistics:
+        """The statistics of one input group.
+
+        Raises:
+            MissingTensorError: the calibration has no such group.
+            MalformedFileError: numbers that no run can have made.
+        """
+        plan = self.plan(role, group)
+        statistics = plan.gather({entry.name: self._file.read(entry.name) for entry in plan.tensors()})
+        check_values(statistics, f"{self.path / STATISTICS}: {role} {group}")
+        return statistics
+
+    def check_group(self, role: str, group: str, channels: int) -> None:
+        """Cheap check, from names and shapes alone, that a site can use this calibration.
+
+        Raises:
+            CalibrationBaseError: another model: the input is missing or of another width.
+        """
+        plan = self._plans.get(role, {}).get(group)
+        if plan is None or plan.channels != channels:
+            raise CalibrationBaseError(
+                "the calibration was made with another model",
+                where=f"{self.path}: {role} {group}",
+                expected=f"{channels} channels",
+                found="nothing" if plan is None else f"{plan.channels} channels",
+                todo="calibrate this model: hfq calibrate MODEL --prompts FILE -o CAL",
+            )
+
+    def check_tensor(self, role: str, name: str, bf16_sha256: str) -> None:
+        """Compare one base tensor's digest with that of the model which was calibrated.
+
+        Raises:
+            CalibrationBaseError: it differs or is unknown there.
+        """
+        expert = self.document["base"]["experts"].get(role)
+        expected = None if expert is None else expert["tensors"].get(name)
+        if expected != bf16_sha256:
+            raise CalibrationBaseError(
+                "the calibration was made with another model",
+                where=f"{self.path}: {role} {name}",
+                expected=f"{bf16_sha256[:12]}… as in the base",
+                found="no such tensor" if expected is None else f"{expected[:12]}…",
+                todo="calibrate this model: hfq calibrate MODEL --prompts FILE -o CAL",
+            )
+
+    def verify_bytes(self) -> None:
+        """Hash the statistics file and compare with the document.
+
+        Raises:
+            DigestMismatchError
+        """
+        found = file_sha256(self.path / STATISTICS)
+        if found != self.document["statistics"]["sha256"]:
+            raise DigestMismatchError(
+                "the statistics are not those of the document",
+                where=self.path / STATISTICS,
+                expected=self.document["statistics"]["sha256"][:12] + "…",
+                found=found[:12] + "…",
+            )
+
+    def leaf_folders(self) -> list[Path]:
+        """The folders of its parts when they were kept (`--parts`), else its own.
+
+        Raises:
+            CalibrationMergeError: the folders are not the parts that the document lists.
+        """
+        folder = self.path / PARTS
+        if not folder.is_dir():
+            return [self.path]
+        found = sorted(entry for entry in folder.iterdir() if (entry / DOCUMENT).is_file())
+        if len(found) != len(self.document["parts"]):
+            raise CalibrationMergeError(
+                "the parts are not all there",
+                where=folder,
+                expected=f"{len(self.document['parts'])} parts",
+                found=len(found),
+                todo="name the parts that you want one by one: --merge CAL/parts/X CAL/parts/Y",
+            )
+        return found
+
+    def close(self) -> None:
+        """Close the statistics file."""
+        self._file.close()
+
+    def __enter__(self) -> Calibration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load_calibration(path: str | os.PathLike[str]) -> Calibration:
+    """Open a calibration folder. Its document is checked, its statistics are read when asked for.
+
+    Raises:
+        MissingPathError, MalformedFileError and subclasses, DigestMismatchError, and what `plan_groups` raises
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise MissingPathError(
+            "no such calibration", where=folder, todo="make one: hfq calibrate MODEL --prompts FILE -o CAL"
+        )
+    document = read_document(folder / DOCUMENT, "calibration")
+    statistics = SafetensorsFile(folder / STATISTICS)
+    if statistics.size_bytes != document["statistics"]["size_bytes"]:
+        raise DigestMismatchError(
+            "the statistics are not those of the document",
+            where=folder / STATISTICS,
+            expected=f"{document['statistics']['size_bytes']} bytes",
+            found=f"{statistics.size_bytes} bytes",
+        )
+    try:
+        return Calibration(folder, document, statistics)
+    except BaseException:
+        statistics.close()
+        raise

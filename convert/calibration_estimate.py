@@ -1,0 +1,81 @@
+"""What a calibration will take, from sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from .architecture import Architecture
+from .calibration_options import CalibrationOptions
+from .generation import GenerationSettings
+from .histogram import BINS
+from .pipeline_plan import ModelPlan
+from .schedule import ExpertSchedule
+from .transformer import memory_bytes
+
+__all__ = ["Estimate", "estimate", "input_groups"]
+
+_INT32: Final = 4
+_BF16: Final = 2
+_PER_CALL: Final = 4 + 8
+"""Bytes per channel and call: maximum in float32, sum of squares in float64."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a calibration will take.
+
+    Attributes:
+        statistics_bytes: memory of the statistics of one prompt, all experts.
+        model_bytes: memory of the transformers.
+        disk_bytes: on disk at the end of the run, before finished parts are removed.
+        forwards: of a transformer, all prompts.
+        tokens: of one forward.
+        forward_flops: of one forward.
+    """
+
+    statistics_bytes: int
+    model_bytes: int
+    disk_bytes: int
+    forwards: int
+    tokens: int
+    forward_flops: float
+
+
+def input_groups(architecture: Architecture) -> dict[str, tuple[str, int]]:
+    """group -> (first site of the group, its width), in the order of the forward pass."""
+    groups: dict[str, tuple[str, int]] = {}
+    for site in architecture.sites():
+        groups.setdefault(site.input_group, (site.name, site.in_features))
+    return groups
+
+
+def estimate(
+    plan: ModelPlan,
+    settings: GenerationSettings,
+    schedules: Mapping[str, ExpertSchedule],
+    options: CalibrationOptions,
+    prompts: int,
+) -> Estimate:
+    """Predict memory, disk and work."""
+    architecture = plan.architecture
+    channels = sum(width for _, width in input_groups(architecture).values())
+    statistics = 0
+    for schedule in schedules.values():
+        keys = len(schedule.histogram_keys(options.by))
+        bins = len({call.bin for call in schedule.calls})
+        per_channel = keys * (BINS + 1) * _INT32 + len(schedule.calls) * _PER_CALL + bins * options.keep_inputs * _BF16
+        statistics += channels * per_channel
+    tokens = plan.sizes.tokens(settings, architecture.patch_size)
+    linear = sum(site.in_features * site.out_features for site in architecture.sites() if site.in_block)
+    attention = 2 * (architecture.num_layers + architecture.vace_blocks) * tokens * architecture.dim
+    # Every prompt's part lies on disk until they are joined: that is also what a resumed run continues from.
+    return Estimate(
+        statistics_bytes=statistics,
+        model_bytes=memory_bytes(architecture) * len(plan.roles),
+        disk_bytes=statistics * (prompts + 1),
+        forwards=prompts * settings.steps * len(settings.branches),
+        tokens=tokens,
+        forward_flops=2.0 * tokens * (linear + attention),
+    )

@@ -1,0 +1,230 @@
+"""Writing calibrations, and joining parts into one.
+
+Histograms, maxima, counts and kept inputs of k parts merge to exactly what one run over the same prompts gives. Sums of
+squares are float64 per part, added in the order of the parts' digests, so that the order of the arguments and of the
+run does not matter either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from hfq.schema.canonical import canonical_json, content_id
+from hfq.schema.documents import validate
+from hfq.schema.errors import CalibrationMergeError, UsageError
+
+from .atomic import publish_folder, refuse_existing, write_file
+from .calibration import DOCUMENT, STATISTICS, Calibration, load_calibration
+from .calibration_layout import GroupPlan
+from .group_statistics import GroupStatistics
+from .kept_rows import order_of_digests
+from .progress import Progress, Silent
+from .safetensors_writer import SafetensorsWriter
+
+__all__ = ["GroupPlan", "check_mergeable", "merge_calibrations", "merge_groups", "merge_into", "open_leaves",
+           "write_calibration"]  # fmt: skip
+
+HEADER: Final = ("base", "settings", "histogram", "schedule")
+"""Members of the document that parts of one calibration share."""
+
+
+def write_calibration(
+    folder: Path,
+    header: Mapping[str, Any],
+    plans: Sequence[GroupPlan],
+    read: Callable[[GroupPlan], GroupStatistics],
+    parts: Sequence[Mapping[str, Any]],
+) -> str:
+    """Write a calibration into an existing folder and return its id.
+
+    Args:
+        folder: an empty folder; the caller publishes it.
+        header: document members `base`, `settings`, `histogram` and `schedule`.
+        plans: the input groups; sorted by expert and name here.
+        read: gives the statistics of one group when its turn comes.
+        parts: document member `parts`; an entry without `sha256` gets the digest of the file just written.
+    """
+    ordered = sorted(plans, key=lambda plan: (plan.role, plan.group))
+    path = folder / STATISTICS
+    with SafetensorsWriter(path, [tensor for plan in ordered for tensor in plan.tensors()]) as writer:
+        for plan in ordered:
+            for entry, value in zip(plan.tensors(), plan.values(read(plan)), strict=True):
+                writer.write(entry.name, value)
+    digest = writer.sha256
+    document: dict[str, Any] = {
+        "schema": "hfq.calibration/1",
+        **header,
+        "parts": sorted(({"sha256": digest, **part} for part in parts), key=lambda part: str(part["sha256"])),
+        "statistics": {"sha256": digest, "size_bytes": writer.size_bytes},
+    }
+    document["id"] = content_id(document)
+    validate(document, "calibration", str(folder / DOCUMENT))
+    write_file(folder / DOCUMENT, canonical_json(document) + b"\n")
+    return str(document["id"])
+
+
+def merge_groups(groups: Iterable[GroupStatistics], keep_inputs: int) -> GroupStatistics:
+    """Join the statistics of one input group, one after the other; sums are added in this order."""
+    result: GroupStatistics | None = None
+    for group in groups:
+        if result is None:
+            result = group
+            continue
+        result.max = torch.maximum(result.max, group.max)
+        result.sum_squares += group.sum_squares
+        result.count += group.count
+        for key, histogram in group.histograms.items():
+            result.histograms[key].merge(histogram)
+        for index in group.inputs:
+            digests = torch.cat([result.digests[index], group.digests[index]])
+            order = torch.from_numpy(order_of_digests(digests.numpy())[:keep_inputs])
+            result.digests[index] = digests[order]
+            result.inputs[index] = torch.cat([result.inputs[index], group.inputs[index]])[order]
+    assert result is not None
+    return result
+
+
+def check_mergeable(calibrations: Sequence[Calibration]) -> None:
+    """Check that calibrations were made alike and that no prompt occurs twice.
+
+    Raises:
+        CalibrationMergeError
+    """
+    first = calibrations[0]
+    for other in calibrations[1:]:
+        for member in HEADER:
+            left, right = first.document[member], other.document[member]
+            if left == right:
+                continue
+            name = next(name for name in sorted({*left, *right}) if left.get(name) != right.get(name))
+            raise CalibrationMergeError(
+                "made with other settings",
+                where=other.path,
+                expected=f"{member}.{name} = {_brief(left.get(name))} as in {first.path}",
+                found=_brief(right.get(name)),
+            )
+        if other.groups(first.roles[0]) != first.groups(first.roles[0]):
+            raise CalibrationMergeError("statistics of other inputs", where=other.path, expected=f"as in {first.path}")
+    seen: dict[tuple[str, ...], Path] = {}
+    for calibration in calibrations:
+        for part in calibration.document["parts"]:
+            for prompt in part["prompts"]:
+                key = tuple(str(prompt.get(name)) for name in ("sha256", "image", "last_image"))
+                if key in seen:
+                    raise CalibrationMergeError(
+                        f"the prompt {prompt.get('id') or prompt['sha256'][:12]} twice",
+                        where=calibration.path,
+                        found=f"also in {seen[key]}",
+                    )
+                seen[key] = calibration.path
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def merge_calibrations(
+    sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, progress: Progress | None = None
+) -> Calibration:
+    """Join calibrations, or single parts of them, into one.
+
+    Args:
+        sources: calibration folders; a folder that kept its parts stands for these.
+        out: folder to make.
+
+    Raises:
+        CalibrationMergeError: other model, settings or schedule, or the same part twice.
+        OutputExistsError, and what `load_calibration` raises
+    """
+    destination = Path(out)
+    partial = refuse_existing(destination, resume=False)
+    with contextlib.ExitStack() as stack:
+        folders: list[Path] = []
+        for source in sources:
+            with load_calibration(source) as opened:
+                folders += opened.leaf_folders()
+        leaves = open_leaves(folders, stack)
+        check_mergeable(leaves)
+        partial.mkdir()
+        try:
+            merge_into(partial, leaves, progress or Silent())
+            publish_folder(partial, destination)
+        except BaseException:
+            # Merging takes no model and little time: what is left of it would only be in the way.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return load_calibration(destination)
+
+
+def open_leaves(folders: Sequence[Path], stack: contextlib.ExitStack) -> list[Calibration]:
+    """Open calibrations together, until the stack is left, and check every byte.
+
+    Raises:
+        UsageError: none at all, or more than the system lets one program open.
+        DigestMismatchError, and what `load_calibration` raises
+    """
+    if not folders:
+        raise UsageError("nothing to merge", expected="calibration folders")
+    _allow_open_files(len(folders) + 256)
+    leaves = []
+    for folder in folders:
+        leaves.append(stack.enter_context(load_calibration(folder)))
+        leaves[-1].verify_bytes()
+    return leaves
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Most systems start a program with 1,024 open files and let it ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise UsageError("too many parts at once", expected=f"at most {hard - 256}", found=wanted - 256,
+                         todo="merge some of them first, then the results")  # fmt: skip
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def merge_into(folder: Path, leaves: Sequence[Calibration], progress: Progress) -> str:
+    """Merge opened calibrations into an existing folder and return the id; inputs have been checked."""
+    ordered = sorted(leaves, key=lambda leaf: str(leaf.document["statistics"]["sha256"]))
+    document = ordered[0].document
+    keep = int(document["settings"]["keep_inputs"])
+    plans = [_merged_plan(ordered, role, group, keep) for role in ordered[0].roles for group in ordered[0].groups(role)]
+    progress.start("merging statistics", len(plans), "inputs")
+
+    def read(plan: GroupPlan) -> GroupStatistics:
+        progress.advance()
+        return merge_groups((leaf.read(plan.role, plan.group) for leaf in ordered), keep)
+
+    header = {member: document[member] for member in HEADER}
+    identity = write_calibration(
+        folder, header, plans, read, [part for leaf in ordered for part in leaf.document["parts"]]
+    )
+    progress.finish()
+    return identity
+
+
+def _merged_plan(leaves: Sequence[Calibration], role: str, group: str, keep: int) -> GroupPlan:
+    first = leaves[0].plan(role, group)
+    rows: dict[int, int] = {}
+    for leaf in leaves:
+        plan = leaf.plan(role, group)
+        if (plan.channels, plan.calls) != (first.channels, first.calls):
+            raise CalibrationMergeError(
+                "statistics of another width",
+                where=f"{leaf.path}: {role} {group}",
+                expected=f"{first.channels} channels as in {leaves[0].path}",
+                found=plan.channels,
+            )
+        for index, count in plan.rows.items():
+            rows[index] = min(keep, rows.get(index, 0) + count)
+    return GroupPlan(role, group, first.channels, first.calls, first.keys, dict(sorted(rows.items())))

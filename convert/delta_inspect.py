@@ -1,0 +1,162 @@
+"""What a delta is, for `hfq inspect`, `hfq convert` and the registry's readers: routing, stored size, errors."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfq.schema.documents import read_document
+
+from .delta import REPORT, STATE, Delta, load_delta
+from .routing import Route
+from .site_error import block_of
+
+__all__ = ["describe_delta", "error_lines", "inspect_delta", "routing_lines", "routing_table", "short_id"]
+
+
+def short_id(delta_id: str) -> str:
+    """`delta:9f2c1b7a90de`, for display."""
+    return f"delta:{delta_id[:12]}"
+
+
+def routing_table(routes: Mapping[str, Mapping[str, Route]]) -> list[dict[str, Any]]:
+    """How many sites each rule decided, per expert: expert, to, rule, reason, sites, blocks."""
+    rows = []
+    for role, sites in routes.items():
+        counts = Counter((route.rule, route.to, route.reason) for route in sites.values())
+        for (rule, to, reason), count in sorted(counts.items()):
+            blocks = {
+                block_of(site) for site, route in sites.items() if (route.rule, route.reason) == (rule, reason)
+            } - {"outside"}
+            rows.append(
+                {"expert": role, "to": to, "rule": rule, "reason": reason, "sites": count, "blocks": len(blocks)}
+            )
+    return rows
+
+
+def routing_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table as text, one line per row."""
+    return [
+        f"routing     {row['expert']}: {row['to']} {_count(row['sites'], 'linear')}"
+        + (f" in {_count(row['blocks'], 'block')}" if row["blocks"] else "")
+        + f"  ({row['reason']})"
+        for row in rows
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def error_lines(errors: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The errors of `describe_delta` as text, one line per expert that has quantized sites."""
+    lines = []
+    for role, error in errors.items():
+        shown = [
+            f"{kind} NMSE {error[f'{kind}_nmse']:.3e}"
+            for kind in ("weight", "output")
+            if error[f"{kind}_nmse"] is not None
+        ]
+        if shown:
+            lines.append(f"error       {role}: {', '.join(shown)}")
+    return lines
+
+
+def describe_delta(delta: Delta) -> dict[str, Any]:
+    """A JSON-able summary: id, recipe, base roots, calibration, routing, sizes, bits per weight, errors."""
+    report_path = delta.path / REPORT
+    report = read_document(report_path, "report") if report_path.is_file() else None
+    errors = {}
+    if report is not None and report["delta"] == delta.id:
+        errors = {
+            role: {"weight_nmse": entry["weight_nmse"], "output_nmse": entry["output_nmse"]}
+            for role, entry in report["experts"].items()
+        }
+    experts = {}
+    quantized_weights = 0
+    for role in delta.roles:
+        tensors = delta.base_tensors(role)
+        elements = [math.prod(tensors[f"{site}.weight"]["shape"]) for site in delta.quantized(role)]
+        quantized_weights += sum(elements)
+        experts[role] = {
+            "bf16_root": delta.root(role),
+            "quantized": len(elements),
+            "kept": len(delta.routes[role]) - len(elements),
+            "quantized_weights": sum(elements),
+        }
+    state_bytes = os.path.getsize(delta.path / STATE)
+    base_bytes = sum(
+        2 * math.prod(entry["shape"]) for role in delta.roles for entry in delta.base_tensors(role).values()
+    )
+    return {
+        "id": delta.id,
+        "recipe": delta.recipe.name,
+        "recipe_digest": delta.recipe.digest,
+        "weight": dict(delta.recipe.weight),
+        "activation": dict(delta.recipe.activation),
+        "model_type": delta.document["base"]["model_type"],
+        "calibration": delta.document["calibration"],
+        "experts": experts,
+        "routing": routing_table(delta.routes),
+        "error": errors,
+        "delta_bytes": sum(path.stat().st_size for path in delta.path.iterdir() if path.is_file()),
+        "state_bytes": state_bytes,
+        "base_bytes": base_bytes,
+        "stored_bits_per_weight": 8.0 * state_bytes / quantized_weights if quantized_weights else 0.0,
+        "restored_bits_per_weight": _restored_bits(delta),
+    }
+
+
+def _restored_bits(delta: Delta) -> float | None:
+    """Bits per weight of the packed form: 4.5 for HiFloat4 in whole groups, 8 for HiFloat8, scales included."""
+    bits = weights = 0
+    for role in delta.roles:
+        for site in delta.quantized(role):
+            rows, columns = delta.base_tensors(role)[f"{site}.weight"]["shape"]
+            options = delta.site(role, site)["weight"]
+            if options["format"] == "hif4":
+                bits += rows * -(-columns // 64) * 288
+            else:
+                scales = {"none": 1, "tensor": 1, "row": rows}[options["scale"]]
+                bits += rows * columns * 8 + scales * 32
+            weights += rows * columns
+    return bits / weights if weights else None
+
+
+def inspect_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """The summary of a delta folder as a document and as text.
+
+    Raises:
+        what `load_delta` raises
+    """
+    with load_delta(Path(path)) as delta:
+        found = describe_delta(delta)
+    lines = [f"delta       {found['id']}", f"recipe      {found['recipe']} ({found['recipe_digest'][:12]}…)"]
+    lines.append(f"weight      {_options(found['weight'])}")
+    lines.append(f"activation  {_options(found['activation'])}")
+    for role, expert in found["experts"].items():
+        lines.append(f"base        {role}: bf16 root {expert['bf16_root']}")
+    calibration = found["calibration"]
+    lines.append(
+        "calibration none"
+        if calibration is None
+        else f"calibration {calibration['id'][:12]}…, {len(calibration['prompts'])} prompts"
+    )
+    lines += routing_lines(found["routing"])
+    lines.append(
+        f"stored      {found['state_bytes']} bytes of state, "
+        f"{found['stored_bits_per_weight']:.4f} bits per quantized weight"
+    )
+    if found["restored_bits_per_weight"] is not None:
+        lines.append(f"restored    {found['restored_bits_per_weight']:.4f} bits per quantized weight when packed")
+    lines += error_lines(found["error"])
+    return found, "\n".join(lines)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{key} {value}" for key, value in options.items() if key != "format")
+    return f"{options['format']}" + (f" ({rest})" if rest else "")

@@ -1,0 +1,257 @@
+"""One transformer of a checkpoint, under canonical names, whatever its files call things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from hfq.schema.documents import parse_json, read_bytes
+from hfq.schema.errors import (
+    DuplicateKeyError,
+    IndexMismatchError,
+    MalformedFileError,
+    UnexpectedTensorError,
+    UnknownLayoutError,
+    UnsupportedDtypeError,
+)
+
+from .architecture import Architecture, Site
+from .bf16 import to_bf16
+from .derive import derive_architecture, refuse_unsupported
+from .identity import Identity
+from .keymap import canonical_name
+from .layouts import Source, read_index
+from .progress import Progress, Silent
+from .safetensors_file import SafetensorsFile, TensorEntry
+from .scan import Scan, ScanPart
+
+__all__ = ["BASE_DTYPES", "Expert", "StoredTensor", "open_expert"]
+
+_CONFIG_BYTES: Final = 1 << 20
+
+BASE_DTYPES: Final = ("F32", "BF16", "F16")
+
+# Longest first: the shorter one is a part of the longer one.
+_PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.")
+
+# What an all-in-one file holds beside the transformer.
+_OTHER_PARTS: Final = (
+    "text_encoders.", "cond_stage_model.", "conditioner.", "first_stage_model.", "vae.", "clip_vision.",
+    "model_ema.", "model_sampling.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is: its safetensors dtype and shape, its file, and its name there."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    file: Path
+    stored_name: str
+
+
+class Expert:
+    """One transformer: `high_noise`, `low_noise` or `single`.
+
+    Attributes:
+        role: see above.
+        role_source: how the role is known, for people: "folder high_noise_model", "--role", ...
+        architecture: sizes, from the tensors.
+        naming: "original" or "diffusers", the names in the files.
+        prefix: what stands before each name in the files, mostly empty.
+        names: canonical tensor names, sorted.
+        sites: every nn.Linear, in the order of the forward pass.
+        files: the safetensors files, sorted by name.
+        other_tensors: how many tensors of the files are not the transformer's (all-in-one files).
+    """
+
+    def __init__(self, source: Source, role: str, role_source: str, opened: _Opened) -> None:
+        self.role = role
+        self.role_source = role_source
+        self.layout = source.layout(opened.naming, role, opened.architecture.model_type)
+        self.architecture: Architecture = opened.architecture
+        self.naming = opened.naming
+        self.prefix = opened.prefix
+        self.names: tuple[str, ...] = tuple(sorted(opened.places, key=str.encode))
+        self.sites: tuple[Site, ...] = opened.architecture.sites()
+        self.files: tuple[Path, ...] = tuple(file.path for file in opened.files)
+        self.other_tensors = sum(len(file.tensors) for file in opened.files) - len(opened.places)
+        self._source = source
+        self._opened = opened
+        self._identity: Identity | None = None
+
+    def info(self, name: str) -> StoredTensor:
+        """Dtype, shape and place of a tensor, by canonical name.
+
+        Raises:
+            KeyError: no such tensor.
+        """
+        file, entry = self._opened.places[name]
+        return StoredTensor(entry.dtype, entry.shape, entry.size_bytes, file.path, entry.name)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as stored (float32, bfloat16 or float16), by canonical name, in memory of its own.
+
+        Raises:
+            KeyError: no such tensor.
+            TruncatedFileError, UnreadableFileError: the file cannot be read any more.
+        """
+        file, entry = self._opened.places[name]
+        return file.read(entry.name)
+
+    def read_bf16(self, name: str) -> Tensor:
+        """A tensor rounded to BF16 (nearest, ties to even; see `hfq.convert.bf16.to_bf16` for NaN), by canonical name.
+
+        Raises:
+            as `read`
+        """
+        return to_bf16(self.read(name))
+
+    def scan(self, progress: Progress | None = None, *, hash_files: bool = True) -> Scan:
+        """Every tensor once, in file order; see `Scan`. With `hash_files` the files' SHA-256 come from the same
+        bytes."""
+        parts = []
+        for file in self._opened.files:
+            names = {entry.name: name for name, (owner, entry) in self._opened.places.items() if owner is file}
+            parts.append(ScanPart(file, self._source.witness_name(file.path), names))
+        return Scan(parts, f"reading {self.role}", progress or Silent(), hash_files, self._remember)
+
+    def identity(self, progress: Progress | None = None) -> Identity:
+        """The digests and roots; those of the last finished scan, else every tensor is read now."""
+        if self._identity is None:
+            self.scan(progress, hash_files=False).run()
+        assert self._identity is not None
+        return self._identity
+
+    def _remember(self, identity: Identity) -> None:
+        self._identity = identity
+
+    def file_sizes(self) -> list[tuple[str, int]]:
+        """(name relative to the model's folder, bytes) of each file, from the headers' reading."""
+        return [(self._source.witness_name(file.path), file.size_bytes) for file in self._opened.files]
+
+    def close(self) -> None:
+        """Close the files; reading afterwards is an error."""
+        for file in self._opened.files:
+            file.close()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    files: tuple[SafetensorsFile, ...]
+    places: dict[str, tuple[SafetensorsFile, TensorEntry]]
+    naming: str
+    prefix: str
+    architecture: Architecture
+
+
+def open_expert(source: Source) -> _Opened:
+    """Open the files of one transformer and find out what they hold. No tensor is read.
+
+    Raises:
+        the errors of `SafetensorsFile`, of `derive_architecture` and of `refuse_unsupported`
+        DuplicateKeyError: a tensor in two files.
+        IndexMismatchError: the index places a tensor where it is not.
+        UnknownLayoutError: not a Wan transformer.
+        UnexpectedTensorError: a tensor that no Wan transformer has.
+        UnsupportedDtypeError: a dtype that a base cannot have.
+    """
+    with ExitStack() as stack:
+        files = tuple(stack.enter_context(SafetensorsFile(path)) for path in source.files)
+        stored = _gather(files)
+        if source.index is not None:
+            _check_index(source.index, files)
+        prefix, inner = _strip_prefix(stored, source.where)
+        refuse_unsupported({name: entry.dtype for name, (_, entry) in inner.items()}, source.where)
+        naming, places = _canonical(inner, source.where)
+        for name, (file, entry) in places.items():
+            if entry.dtype not in BASE_DTYPES:
+                raise UnsupportedDtypeError(
+                    "a dtype that a base cannot have",
+                    where=f"{file.path}: {name}",
+                    expected=" or ".join(BASE_DTYPES),
+                    found=entry.dtype,
+                )
+        shapes = {name: entry.shape for name, (_, entry) in places.items()}
+        architecture = derive_architecture(shapes, _read_config(source.config), source.where)
+        stack.pop_all()
+    return _Opened(files, places, naming, prefix, architecture)
+
+
+_Stored = dict[str, tuple[SafetensorsFile, TensorEntry]]
+
+
+def _gather(files: Sequence[SafetensorsFile]) -> _Stored:
+    stored: _Stored = {}
+    for file in files:
+        for name, entry in file.tensors.items():
+            if name in stored:
+                raise DuplicateKeyError(
+                    "a tensor in two files", where=f"{file.path}: {name}", found=f"also in {stored[name][0].path.name}"
+                )
+            stored[name] = (file, entry)
+    return stored
+
+
+def _check_index(index: Path, files: Sequence[SafetensorsFile]) -> None:
+    told = read_index(index)
+    found = {name: file.path.name for file in files for name in file.tensors}
+    for name in sorted(told.keys() | found.keys()):
+        if told.get(name) != found.get(name):
+            raise IndexMismatchError(
+                "the index and the files disagree",
+                where=f"{index}: {name}",
+                expected=f"{told.get(name, 'nowhere')} (index)",
+                found=f"{found.get(name, 'nowhere')} (files)",
+                todo="download the checkpoint again",
+            )
+
+
+def _strip_prefix(stored: _Stored, where: str) -> tuple[str, _Stored]:
+    prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in stored)), "")
+    inner: _Stored = {}
+    for name, place in stored.items():
+        if name.startswith(prefix):
+            inner[name.removeprefix(prefix)] = place
+        elif not name.startswith(_OTHER_PARTS):
+            raise UnexpectedTensorError(
+                "a tensor outside the model", where=f"{where}: {name}", expected=f"names that begin with {prefix}"
+            )
+    return prefix, inner
+
+
+def _canonical(inner: _Stored, where: str) -> tuple[str, _Stored]:
+    renamed = {naming: {name: canonical_name(name, naming) for name in inner} for naming in ("original", "diffusers")}
+    naming = max(renamed, key=lambda naming: sum(name is not None for name in renamed[naming].values()))
+    places = {canonical: inner[name] for name, canonical in renamed[naming].items() if canonical is not None}
+    unknown = [name for name, canonical in renamed[naming].items() if canonical is None]
+    if len(unknown) >= len(places):
+        raise UnknownLayoutError(
+            "not a Wan transformer",
+            where=where,
+            expected="tensor names of a Wan checkpoint",
+            found=f"{len(inner)} tensors, for example {min(unknown)}" if unknown else "no tensor",
+        )
+    if unknown:
+        raise UnexpectedTensorError(
+            f"a tensor that no Wan model has in {naming} names",
+            where=f"{where}: {min(unknown)}",
+            found=f"{len(unknown)} of {len(inner)}",
+        )
+    return naming, places
+
+
+def _read_config(path: Path | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    config = parse_json(read_bytes(path, _CONFIG_BYTES), str(path))
+    if not isinstance(config, dict):
+        raise MalformedFileError("not a JSON object", where=path)
+    return config

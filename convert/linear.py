@@ -1,0 +1,216 @@
+"""The quantized linear: activations and weight in the delta's formats, multiplied in the module's dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfq.schema.errors import UsageError
+
+from .ops import MaskOp
+from .restore import RestoredSite
+from .weights import quantize_activation
+
+__all__ = ["QuantizedLinear", "ReadOnlyWeight"]
+
+_HOLD_OPERAND: Final = (torch.bfloat16, torch.float32, torch.float64)
+_ADVICE: Final = "write to the base instead and convert again, or remove the delta by reloading the model"
+
+
+class ReadOnlyWeight(Tensor):
+    """A weight that can be read like any tensor and that refuses to be written to."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run reads on plain tensors; refuse what would write to this one.
+
+        Raises:
+            UsageError: an in-place operation, an assignment, or this weight as `out`.
+        """
+        # An operator of `torch.ops` is called `add_.Tensor`.
+        name = getattr(func, "__name__", "").partition(".")[0]
+        keywords = dict(kwargs or {})
+        # `torch.nn.init` passes its tensor by name.
+        target = (args[:1] or list(keywords.values())) if _writes(name) else []
+        written = [keywords.get("out"), *target]
+        if any(isinstance(value, cls) for value in _flat(written)):
+            raise UsageError("the weight of a quantized linear is read-only", found=name or "a write", todo=_ADVICE)
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **keywords)
+            if not isinstance(result, Tensor) or any(result is value for value in args):
+                return result
+            # A view (`.data`, `.detach()`, a slice) is still this weight; a result of arithmetic is an ordinary tensor.
+            own = [value for value in _flat(args) if isinstance(value, cls)]
+            shared = any(_same_storage(result, value) for value in own)
+            return result.as_subclass(cls if shared else Tensor)
+
+    def set_(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse; torch does not ask `__torch_function__` about this one."""
+        raise UsageError("the weight of a quantized linear is read-only", found="set_", todo=_ADVICE)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """An ordinary tensor."""
+        copied: Tensor = memo.setdefault(id(self), self.clone())
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Stored as an ordinary tensor, so that reading it needs nothing of this package."""
+        return self.as_subclass(Tensor).clone().__reduce_ex__(protocol)
+
+
+_READING: Final = frozenset({"__index__", "__int__", "__invert__", "__iter__", "requires_grad_"})
+
+
+def _writes(name: str) -> bool:
+    """Whether an operation of this name changes its first argument."""
+    if name in _READING:
+        return False
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in ("__setitem__", "__set__", "__delitem__") or name.startswith("__i")
+
+
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    """Values and what lists and tuples among them hold: `torch._foreach_add_` takes its tensors in a list."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _same_storage(left: Tensor, right: Tensor) -> bool:
+    return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+
+
+class QuantizedLinear(nn.Linear):
+    """An nn.Linear whose product is `Q(x * m) Q(W / m)^T + b`.
+
+    `.weight` is the effective weight in the original basis, computed when asked for, read-only. `state_dict` has the
+    keys of an nn.Linear; loading a state dict accepts that weight and the bias, and refuses any other weight. The
+    quantized operand and the mask are buffers outside `state_dict`: they follow `.to(device)` and offloading. The mask
+    keeps its fp32 bits under any `.to(dtype)`. The operand becomes bfloat16, float32 or float64, which hold it
+    exactly; under any other dtype, float16 among them, it stays as it is and only the result is rounded to the dtype
+    of the input.
+
+    Attributes:
+        site: original Wan name.
+        role: expert.
+    """
+
+    operand: Tensor
+    mask_bits: Tensor | None
+
+    def __init__(self, restored: RestoredSite, source: nn.Linear, *, role: str, site: str) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = source.in_features, source.out_features
+        self.role, self.site = role, site
+        self.activation = dict(restored.activation)
+        device, dtype = _place(source)
+        self.register_buffer("operand", restored.operand().to(device=device, dtype=dtype), persistent=False)
+        masks = [op.mask for op in restored.ops if isinstance(op, MaskOp)]
+        if len(masks) > 1 or len(masks) != len(restored.ops):
+            raise UsageError("more ops than this release runs", where=f"{role} {site}", found=len(restored.ops))
+        # int32, so that nothing which casts floating-point tensors can round it.
+        bits = masks[0].view(torch.int32).to(device) if masks else None
+        self.register_buffer("mask_bits", bits, persistent=False)
+        self.register_parameter("bias", source.bias)
+        self.training = source.training
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The channel mask, fp32 [in_features], or None."""
+        return None if self.mask_bits is None else self.mask_bits.view(torch.float32)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """Effective weight [out_features, in_features] in the original basis and the module's dtype; read-only."""
+        effective, mask = self.operand.float(), self.mask
+        if mask is not None:
+            effective = effective * mask
+        return effective.to(self.operand.dtype).as_subclass(ReadOnlyWeight)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise UsageError(
+                "the weight of a quantized linear is read-only", where=f"{self.role} {self.site}", todo=_ADVICE
+            )
+        super().__setattr__(name, value)
+
+    def quantize_input(self, x: Tensor) -> Tensor:
+        """The input [..., in_features] as it is multiplied: BF16, masked, quantized; BF16."""
+        x = x.to(torch.bfloat16)
+        mask = self.mask
+        if mask is not None:
+            x = MaskOp(mask).on_activation(x)
+        return quantize_activation(x, self.activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features] in the module's dtype; float16 for a float16 input or autocast."""
+        x, device = self.quantize_input(input), input.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            # Autocast would round both operands to float16, which does not hold them.
+            with torch.autocast(device, enabled=False):
+                return self._multiply(x).to(torch.float16)
+        product = self._multiply(x)
+        return product.to(torch.float16) if input.dtype == torch.float16 else product
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(self.operand.dtype)
+        return F.linear(x.to(self.operand.dtype), self.operand, bias)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        formats = ", ".join(f"{key}={value}" for key, value in self.activation.items())
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, site={self.site}, activation=({formats})"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        operand, bits = self.operand, self.mask_bits
+
+        def exactly(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            lossy = (tensor is operand and moved.dtype not in _HOLD_OPERAND) or (
+                tensor is bits and moved.dtype != torch.int32
+            )
+            return tensor.to(moved.device) if lossy else moved
+
+        super()._apply(exactly, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight.as_subclass(Tensor)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "weight"
+        given = state_dict.get(key)
+        rest = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if given is None:
+            if strict:
+                missing_keys.append(key)
+        elif given.shape != self.operand.shape or not torch.equal(
+            given.to(self.operand), self.weight.as_subclass(Tensor)
+        ):
+            error_msgs.append(f"{key}: the weight of a quantized linear is read-only; {_ADVICE}")
+
+
+def _place(source: nn.Linear) -> tuple[torch.device, torch.dtype]:
+    weight = source.weight
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    return device, weight.dtype if weight.dtype == torch.float32 else torch.bfloat16

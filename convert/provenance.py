@@ -1,0 +1,98 @@
+"""`provenance.json`: how one copy of a delta was made. Nothing in it decides what the delta is."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfq.schema.version import VERSION
+
+from .checkpoint import Checkpoint
+from .identity import FileWitness, Identity
+
+__all__ = ["machine", "peak_rss_bytes", "provenance_document", "software"]
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: on Linux its figure starts with that of the process which started this one.
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def software() -> dict[str, str]:
+    """Versions of what computes: this package, Python, torch and the optional packages that are installed."""
+    found = {"hfq": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    for name in ("diffusers", "transformers", "numpy", "safetensors"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, cores and threads in use; no host name and no path."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {"cpu": model, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads(), "system": platform.system()}
+
+
+def provenance_document(
+    delta_id: str,
+    checkpoint: Checkpoint,
+    identities: Mapping[str, Identity],
+    witnesses: Mapping[str, Sequence[FileWitness]],
+    *,
+    seconds: float,
+    resumed: bool,
+) -> dict[str, Any]:
+    """The document under `hfq.provenance/1`. File names are relative to the model's folder; no path is recorded."""
+    return {
+        "schema": "hfq.provenance/1",
+        "delta": delta_id,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "software": software(),
+        "machine": machine(),
+        "base": {
+            "layout": checkpoint.layout,
+            "experts": {
+                role: {
+                    "exact_root": identity.exact_root,
+                    "bf16_root": identity.bf16_root,
+                    "role_source": checkpoint.experts[role].role_source,
+                    "files": [
+                        {
+                            "name": witness.name,
+                            "size_bytes": witness.size_bytes,
+                            "sha256": witness.sha256,
+                            "trusted": witness.trusted,
+                        }
+                        for witness in witnesses[role]
+                    ],
+                }
+                for role, identity in identities.items()
+            },
+        },
+        "seconds": round(seconds, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "resumed": resumed,
+    }

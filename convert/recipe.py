@@ -1,0 +1,231 @@
+"""Recipes: a TOML or JSON document that says how a model is quantized. Presets are recipes shipped with the package.
+
+A recipe is normalised on reading: defaults are written out, so that two spellings of the same recipe are the same
+document and give the same delta.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.resources
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hfq.schema.canonical import canonical_json, sha256_hex
+from hfq.schema.documents import parse_json, read_bytes, validate
+from hfq.schema.errors import MalformedFileError, MissingPathError, RecipeError, SchemaViolationError
+
+__all__ = ["Recipe", "load_recipe", "preset_names"]
+
+MAX_RECIPE_BYTES: Final = 1024 * 1024
+
+MAX_PATTERNS: Final = 2000
+"""Patterns of one recipe, all rules and stages together: each is compared with every linear."""
+
+# A mask outside fp32's normal numbers would be flushed to zero by some devices and not by others.
+_FP32_SMALLEST_NORMAL: Final = 2.0**-126
+_FP32_LARGEST: Final = (2.0 - 2.0**-23) * 2.0**127
+
+_FORMAT_DEFAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    "weight": {"hif4": {"profile": "ref", "scale_search": False}, "hif8": {"scale": "row", "saturate": False}},
+    "activation": {"hif4": {"profile": "ref"}, "hif8": {"scale": "none", "saturate": False}, "bf16": {}},
+}
+_SMOOTH_DEFAULTS: Final[dict[str, Any]] = {
+    # alpha, floors and clamp: facts gathered from ViDiT-Q (activation floor) and the challenge entries (clamp).
+    "alpha": 0.5,
+    "activation_floor": 1e-3,
+    "weight_floor": 1e-8,
+    "mask_min": 1e-4,
+    "mask_max": 1e4,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated, normalised recipe.
+
+    Attributes:
+        document: the recipe as it is stored in a delta; never changed.
+    """
+
+    document: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The preset's or author's name."""
+        return str(self.document["name"])
+
+    @property
+    def weight(self) -> Mapping[str, Any]:
+        """Weight format and its options."""
+        format_: Mapping[str, Any] = self.document["weight"]
+        return format_
+
+    @property
+    def activation(self) -> Mapping[str, Any]:
+        """Activation format and its options."""
+        format_: Mapping[str, Any] = self.document["activation"]
+        return format_
+
+    @property
+    def rules(self) -> list[Mapping[str, Any]]:
+        """Routing rules in order."""
+        return list(self.document["route"])
+
+    @property
+    def stages(self) -> list[Mapping[str, Any]]:
+        """Stages in order."""
+        return list(self.document["stage"])
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any stage reads activation statistics."""
+        return any(stage["kind"] in NEEDS_CALIBRATION for stage in self.stages)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of the normalised document."""
+        return sha256_hex(canonical_json(dict(self.document)))
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """Normalise and check a parsed document.
+
+        Raises:
+            SchemaViolationError, UnknownSchemaVersionError: against `hfq.recipe/1`.
+            RecipeError: fields that contradict each other.
+        """
+        normal = _normalise(copy.deepcopy(dict(document)), where)
+        for index, stage in enumerate(normal["stage"]):
+            _check_stage_fields(stage, f"{where}: stage {index + 1}")
+        validate(normal, "recipe", where)
+        _check(normal, where)
+        return cls(normal)
+
+
+STAGE_KINDS: Final = ("smooth",)
+NEEDS_CALIBRATION: Final = frozenset({"smooth"})
+
+
+def _normalise(document: dict[str, Any], where: str) -> dict[str, Any]:
+    document.setdefault("description", "")
+    document.setdefault("stage", [])
+    for operand, formats in _FORMAT_DEFAULTS.items():
+        chosen = document.get(operand)
+        if isinstance(chosen, dict) and chosen.get("format") in formats:
+            document[operand] = {**formats[str(chosen["format"])], **chosen}
+    for part in ("route", "stage"):
+        entries = document.get(part, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise SchemaViolationError(f"`{part}` is not a list of tables", where=where, todo=f"write [[{part}]]")
+        for entry in entries:
+            if isinstance(entry.get("match"), str):
+                entry["match"] = [entry["match"]]
+    document["stage"] = [
+        {**_SMOOTH_DEFAULTS, **stage} if stage.get("kind") == "smooth" else stage for stage in document["stage"]
+    ]
+    return _integers_as_floats(document)
+
+
+def _integers_as_floats(document: dict[str, Any]) -> dict[str, Any]:
+    # `percentile = 99` and `percentile = 99.0` are one recipe; RFC 8785 writes both as 99.
+    for stage in document["stage"]:
+        for key, value in stage.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            try:
+                stage[key] = float(value)
+            except OverflowError:
+                stage[key] = math.inf
+            if not math.isfinite(stage[key]):
+                raise RecipeError("a number that is not finite", where=f"stage {stage.get('kind')}: {key}")
+    return document
+
+
+def _check_stage_fields(stage: Mapping[str, Any], where: str) -> None:
+    """What a JSON Schema would say in words that nobody understands."""
+    if stage.get("kind") not in STAGE_KINDS:
+        raise RecipeError("unknown stage", where=where, expected=", ".join(STAGE_KINDS), found=stage.get("kind"))
+    if ("percentile" in stage) != (stage.get("statistic") == "percentile"):
+        raise RecipeError(
+            'a percentile goes with statistic = "percentile" and with no other',
+            where=where,
+            found=f"statistic {stage.get('statistic')}, percentile {stage.get('percentile', 'absent')}",
+        )
+
+
+def _check(document: Mapping[str, Any], where: str) -> None:
+    patterns = sum(len(entry.get("match", [])) for part in ("route", "stage") for entry in document[part])
+    if patterns > MAX_PATTERNS:
+        raise RecipeError("too many patterns", where=where, expected=f"at most {MAX_PATTERNS}", found=patterns)
+    kinds = [stage["kind"] for stage in document["stage"] if "match" not in stage and "expert" not in stage]
+    for kind in set(kinds):
+        if kinds.count(kind) > 1:
+            raise RecipeError(
+                "the same stage twice for every site",
+                where=f"{where}: stage {kind}",
+                todo="give each a `match` or an `expert`",
+            )
+    for index, stage in enumerate(document["stage"]):
+        low, high = stage["mask_min"], stage["mask_max"]
+        if not _FP32_SMALLEST_NORMAL <= low < high <= _FP32_LARGEST:
+            raise RecipeError(
+                "mask_min and mask_max are no range of masks",
+                where=f"{where}: stage {index + 1}",
+                expected=f"{_FP32_SMALLEST_NORMAL:.3g} <= mask_min < mask_max <= {_FP32_LARGEST:.3g}",
+                found=f"{low:g} and {high:g}",
+            )
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes shipped with the package, sorted."""
+    folder = importlib.resources.files("hfq.convert") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def _parse(data: bytes, where: str, *, is_json: bool) -> Mapping[str, Any]:
+    if is_json:
+        parsed = parse_json(data, where)
+        if not isinstance(parsed, dict):
+            raise SchemaViolationError("not a JSON object", where=where)
+        return parsed
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise MalformedFileError("not UTF-8", where=where, found=f"byte {error.start}") from None
+    except ValueError as error:  # TOMLDecodeError, and what int() says to a number of 5,000 digits
+        raise MalformedFileError("not TOML", where=where, found=error) from None
+    except RecursionError:
+        raise MalformedFileError("nested too deeply", where=where) from None
+
+
+def load_recipe(source: str | os.PathLike[str] | Recipe | Mapping[str, Any]) -> Recipe:
+    """A recipe from a preset's name, a TOML or JSON file, a document or a `Recipe`.
+
+    Raises:
+        MissingPathError: neither a preset nor a file; the message lists the presets.
+        MalformedFileError, SchemaViolationError, RecipeError: a file that is no recipe.
+    """
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, Mapping):
+        return Recipe.from_document(source)
+    text = os.fspath(source)
+    if text in preset_names():
+        entry = importlib.resources.files("hfq.convert") / "presets" / f"{text}.toml"
+        return Recipe.from_document(_parse(entry.read_bytes(), f"preset {text}", is_json=False), f"preset {text}")
+    path = Path(text)
+    if not path.exists():
+        raise MissingPathError(
+            "no such recipe",
+            where=text,
+            expected=f"a file or one of {', '.join(preset_names())}",
+            todo="`hfq recipes` lists the presets",
+        )
+    data = read_bytes(path, MAX_RECIPE_BYTES)
+    return Recipe.from_document(_parse(data, text, is_json=path.suffix == ".json"), text)

@@ -1,0 +1,145 @@
+"""Routing: every linear is quantized or kept, exactly once, by a named rule."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hfq.schema.errors import RecipeError, UnmatchedRuleError, UnroutedSiteError
+
+from .recipe import Recipe
+
+__all__ = ["Route", "matches", "route_sites", "stages_for"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What happens to one site, and why.
+
+    Attributes:
+        to: "quantize" or "keep".
+        rule: index of the recipe's rule that decided.
+        reason: the pattern that matched and the rule's own words.
+    """
+
+    to: str
+    rule: int
+    reason: str
+
+
+def matches(entry: Mapping[str, Any], role: str, site: str) -> str | None:
+    """The first pattern of a rule or stage that fits, or None. Patterns are shell globs over the whole site name."""
+    if entry.get("expert") not in (None, role):
+        return None
+    for pattern in entry.get("match", ["*"]):
+        if fnmatch.fnmatchcase(site, pattern):
+            return str(pattern)
+    return None
+
+
+def route_sites(recipe: Recipe, sites: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Route]]:
+    """Route every site of every expert; the first rule that fits decides.
+
+    Args:
+        recipe: the recipe whose rules are applied in order.
+        sites: role -> site names.
+
+    Returns:
+        role -> site name -> Route, in the order given.
+
+    Raises:
+        UnroutedSiteError: a site that no rule fits.
+        UnmatchedRuleError: a rule that fits no site, or whose sites are all decided by earlier rules; likewise a
+            pattern of a rule or stage that fits nothing, since such a pattern is a misspelt one, and a stage that only
+            kept sites fit.
+        RecipeError: a rule or stage for an expert that the model does not have.
+    """
+    names = {role: list(expert_sites) for role, expert_sites in sites.items()}
+    _check_experts(recipe, list(names))
+    routes: dict[str, dict[str, Route]] = {}
+    decided = [0] * len(recipe.rules)
+    for role, expert_sites in names.items():
+        routes[role] = {}
+        for site in expert_sites:
+            for index, rule in enumerate(recipe.rules):
+                pattern = matches(rule, role, site)
+                if pattern is not None:
+                    words = rule.get("reason", "")
+                    reason = f"{pattern}: {words}" if words else pattern
+                    routes[role][site] = Route(rule["to"], index, reason)
+                    decided[index] += 1
+                    break
+            else:
+                raise UnroutedSiteError(
+                    "no rule decides this linear",
+                    where=f"recipe {recipe.name}: {role} {site}",
+                    todo='add a rule, for example match = ["*"] to = "keep" as the last one',
+                )
+    for index, count in enumerate(decided):
+        _check_patterns(recipe.rules[index], f"recipe {recipe.name}: route {index + 1}", names)
+        if count == 0:
+            raise UnmatchedRuleError(
+                "every linear of this rule is decided by an earlier rule",
+                where=f"recipe {recipe.name}: route {index + 1}",
+                found=", ".join(recipe.rules[index]["match"]),
+                todo="move the rule up or remove it",
+            )
+    for index, stage in enumerate(recipe.stages):
+        _check_stage(stage, f"recipe {recipe.name}: stage {index + 1} ({stage['kind']})", names, routes)
+    return routes
+
+
+def _check_stage(
+    stage: Mapping[str, Any], where: str, names: Mapping[str, list[str]], routes: Mapping[str, Mapping[str, Route]]
+) -> None:
+    _check_patterns(stage, where, names)
+    quantized = (
+        (role, site) for role, sites in routes.items() for site, route in sites.items() if route.to == "quantize"
+    )
+    if not any(matches(stage, role, site) for role, site in quantized):
+        raise UnmatchedRuleError(
+            "a stage that no quantized linear goes through",
+            where=where,
+            found=", ".join(stage.get("match", ["*"])),
+            todo="remove it, or quantize what it matches",
+        )
+
+
+def _check_experts(recipe: Recipe, roles: list[str]) -> None:
+    for part in ("route", "stage"):
+        for index, entry in enumerate(recipe.document[part]):
+            if "expert" in entry and entry["expert"] not in roles:
+                raise RecipeError(
+                    "the model has no such expert",
+                    where=f"recipe {recipe.name}: {part} {index + 1}",
+                    expected=" or ".join(roles),
+                    found=entry["expert"],
+                )
+
+
+def _check_patterns(entry: Mapping[str, Any], where: str, names: Mapping[str, list[str]]) -> None:
+    for pattern in entry.get("match", []):
+        alone = {"match": [pattern], **({"expert": entry["expert"]} if "expert" in entry else {})}
+        if not any(matches(alone, role, site) for role, sites in names.items() for site in sites):
+            raise UnmatchedRuleError(
+                "a pattern that matches no linear",
+                where=where,
+                found=pattern,
+                todo="`hfq inspect MODEL --sites` lists the names; a pattern fits a whole one",
+            )
+
+
+def stages_for(recipe: Recipe, role: str, site: str) -> list[Mapping[str, Any]]:
+    """The stages that apply to one quantized site, in recipe order.
+
+    Raises:
+        RecipeError: two stages of one kind for the same site.
+    """
+    chosen = [stage for stage in recipe.stages if matches(stage, role, site) is not None]
+    kinds = [stage["kind"] for stage in chosen]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise RecipeError("two stages of one kind for one linear", where=f"{role} {site}: {kind}")
+    return chosen

@@ -1,0 +1,111 @@
+"""How far a quantized site is from the original: what `report.json` holds."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from .restore import RestoredSite
+from .weights import bits_per_weight, quantize_activation
+
+__all__ = ["block_of", "measure_site", "report_document"]
+
+_ROWS: Final = 512
+_OUTPUT_ROWS: Final = 256
+_TINY: Final = 1e-300
+
+
+def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) -> dict[str, Any]:
+    """Error of one site.
+
+    Args:
+        weight: the original, BF16 [out_features, in_features].
+        inputs: kept input rows, BF16 [rows, in_features]; at most 256, evenly spaced, are used.
+
+    Returns:
+        `weight_error` and `weight_power`: sums of squares of effective minus original weight, and of the original;
+        `output_error` and `output_power`: likewise for the linear's output, or None without inputs or when fp32 cannot
+        hold it; `elements` and `bits_per_weight`.
+    """
+    operand = restored.operand()
+    error = power = 0.0
+    for begin in range(0, weight.shape[0], _ROWS):
+        original = weight[begin : begin + _ROWS].double()
+        effective = operand[begin : begin + _ROWS].float()
+        for op in reversed(restored.ops):
+            effective = op.on_effective(effective)
+        # Squares of large BF16 numbers overflow fp32.
+        error += float((effective.double() - original).square_().sum())
+        power += float(original.square_().sum())
+    found: dict[str, Any] = {
+        "weight_error": error,
+        "weight_power": power,
+        "output_error": None,
+        "output_power": None,
+        "elements": weight.numel(),
+        "bits_per_weight": bits_per_weight(restored.weight),
+    }
+    if inputs is not None and inputs.shape[0] > 0:
+        count = min(_OUTPUT_ROWS, inputs.shape[0])
+        x = inputs[torch.arange(count) * inputs.shape[0] // count]
+        exact = x.float() @ weight.float().T
+        changed = x
+        for op in restored.ops:
+            changed = op.on_activation(changed)
+        quantized = quantize_activation(changed, restored.activation).float() @ operand.float().T
+        error, power = float((quantized - exact).double().square_().sum()), float(exact.double().square_().sum())
+        if math.isfinite(error) and math.isfinite(power):
+            found |= {"output_error": error, "output_power": power}
+    return found
+
+
+def block_of(site: str) -> str:
+    """`blocks.7` for a site inside a block, else `outside`."""
+    parts = site.split(".")
+    return ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else "outside"
+
+
+def _ratio(entries: list[Mapping[str, Any]], kind: str) -> float | None:
+    known = [entry for entry in entries if entry[f"{kind}_power"] is not None]
+    if not known:
+        return None
+    power = sum(entry[f"{kind}_power"] for entry in known)
+    # Weights near fp32's end can make a ratio that binary64 does not hold.
+    return min(float(sum(entry[f"{kind}_error"] for entry in known) / max(power, _TINY)), sys.float_info.max)
+
+
+def report_document(delta_id: str, errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """`report.json` under `hfq.report/1`: normalised mean squared errors per site, block and expert.
+
+    Args:
+        errors: role -> quantized site -> result of `measure_site`.
+    """
+    experts: dict[str, Any] = {}
+    for role, sites in errors.items():
+        blocks: dict[str, list[Mapping[str, Any]]] = {}
+        shown: dict[str, Any] = {}
+        for site, entry in sites.items():
+            blocks.setdefault(block_of(site), []).append(entry)
+            nmse = _ratio([entry], "weight") or 0.0
+            shown[site] = {
+                "weight_nmse": nmse,
+                "weight_sqnr_db": -10.0 * math.log10(nmse) if nmse > 0 else None,
+                "output_nmse": _ratio([entry], "output"),
+                "bits_per_weight": entry["bits_per_weight"],
+            }
+        everything = list(sites.values())
+        experts[role] = {
+            "weight_nmse": _ratio(everything, "weight") if everything else None,
+            "output_nmse": _ratio(everything, "output"),
+            "blocks": {
+                name: {"weight_nmse": _ratio(entries, "weight"), "output_nmse": _ratio(entries, "output")}
+                for name, entries in blocks.items()
+            },
+            "sites": shown,
+        }
+    return {"schema": "hfq.report/1", "delta": delta_id, "experts": experts}

@@ -1,0 +1,142 @@
+"""Prompts of the tiny Wan: a small vocabulary, and one learnt embedding per slot of a sentence.
+
+A sentence says up to four things: shape, colour, direction, background. Each is one text token; what is not said is
+that slot's null embedding, so that the empty prompt is the unconditional branch of classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hfq.schema.errors import MalformedFileError, ShapeMismatchError, UnknownWordError, UsageError
+
+__all__ = ["NULL", "SLOTS", "TinyTextEncoder", "Vocabulary"]
+
+SLOTS = ("shape", "colour", "direction", "background")
+NULL = 0  # the row of every table that stands for "not said"
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that a prompt may use.
+
+    `slots` names the words of each slot in the order of its table's rows 1, 2, ...; `aliases` maps other spellings to
+    those words; `filler` words are allowed and mean nothing.
+    """
+
+    slots: dict[str, tuple[str, ...]]
+    aliases: dict[str, str]
+    filler: frozenset[str]
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read `vocab.json`.
+
+        Raises:
+            MalformedFileError: the document does not name exactly the four slots, or an alias of an unknown word.
+        """
+        document = json.loads(path.read_text(encoding="utf-8"))
+        slots = {slot: tuple(words) for slot, words in document["slots"].items()}
+        if tuple(slots) != SLOTS:
+            raise MalformedFileError("wrong slots", where=path, expected=", ".join(SLOTS), found=", ".join(slots))
+        words = {word for group in slots.values() for word in group}
+        stray = sorted(set(document["aliases"].values()) - words)
+        if stray:
+            raise MalformedFileError("an alias of an unknown word", where=path, found=", ".join(stray))
+        return cls(slots, dict(document["aliases"]), frozenset(document["filler"]))
+
+    def tokenize(self, prompt: str) -> tuple[int, int, int, int]:
+        """One table row per slot, in the order of `SLOTS`; `NULL` for what the prompt does not say.
+
+        Case and punctuation do not matter; neither does word order.
+
+        Raises:
+            UnknownWordError: a word that is neither in a slot nor filler, by name.
+            UsageError: two different words for one slot.
+        """
+        said: dict[str, str] = {}
+        for raw in _WORD.findall(prompt.lower()):
+            word = self.aliases.get(raw, raw)
+            slot = next((slot for slot, words in self.slots.items() if word in words), None)
+            if slot is None:
+                if word in self.filler:
+                    continue
+                known = "; ".join(f"{slot}: {', '.join(words)}" for slot, words in self.slots.items())
+                raise UnknownWordError(f"the tiny model does not know the word '{raw}'", where="prompt", expected=known)
+            if said.setdefault(slot, word) != word:
+                raise UsageError(
+                    f"a prompt names one {slot}, this one names two",
+                    where="prompt",
+                    found=f"'{said[slot]}' and '{word}'",
+                    todo="keep one of them",
+                )
+        rows = [self.slots[slot].index(said[slot]) + 1 if slot in said else NULL for slot in SLOTS]
+        return rows[0], rows[1], rows[2], rows[3]
+
+
+class TinyTextEncoder(nn.Module):
+    """Prompt in, four text tokens out: a table look-up per slot.
+
+    Args:
+        vocabulary: the words; slot s with n words needs a table of 1 + n rows.
+        tables: float [1 + n, text_dim] per slot, under the slot's name.
+
+    Raises:
+        ShapeMismatchError: a table whose shape does not fit the vocabulary.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, tables: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.text_dim = tables[SLOTS[0]].shape[1]
+        for slot in SLOTS:
+            wanted = (1 + len(vocabulary.slots[slot]), self.text_dim)
+            if tuple(tables[slot].shape) != wanted:
+                raise ShapeMismatchError(
+                    "a text table does not fit the vocabulary",
+                    where=slot,
+                    expected=wanted,
+                    found=tuple(tables[slot].shape),
+                )
+            self.register_buffer(slot, tables[slot].clone())
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype = torch.bfloat16) -> TinyTextEncoder:
+        """Read `vocab.json` and `text_encoder.safetensors` from `folder`."""
+        tables = load_file(folder / "text_encoder.safetensors")
+        if set(tables) != set(SLOTS):
+            raise MalformedFileError(
+                "wrong tables",
+                where=folder / "text_encoder.safetensors",
+                expected=", ".join(SLOTS),
+                found=", ".join(sorted(tables)),
+            )
+        return cls(Vocabulary.load(folder / "vocab.json"), {slot: table.to(dtype) for slot, table in tables.items()})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the tables."""
+        return self.get_buffer(SLOTS[0]).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return self.get_buffer(SLOTS[0]).device
+
+    def forward(self, prompts: list[str]) -> Tensor:
+        """Encode sentences: float [B, 4, text_dim] in the tables' dtype.
+
+        Raises:
+            UnknownWordError, UsageError: see `Vocabulary.tokenize`.
+        """
+        rows = torch.tensor([self.vocabulary.tokenize(prompt) for prompt in prompts], device=self.device)
+        return torch.stack([self.get_buffer(slot)[rows[:, i]] for i, slot in enumerate(SLOTS)], dim=1)

@@ -1,0 +1,184 @@
+"""Verification: recompute everything that a delta says from the base, and compare every digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hfq.schema.errors import DigestMismatchError, HfqError, UsageError, WrongRoleError
+
+from .apply import base_mismatch
+from .checkpoint import Checkpoint
+from .delta import Delta, load_delta
+from .progress import Progress, Silent
+from .restore import restore_site
+from .safetensors_writer import tensor_bytes
+from .scan import ScannedTensor
+
+__all__ = ["Mismatch", "Verification", "verify"]
+
+_TELLTALE: Final = "head.head.weight"
+"""In every Wan model, and trained: not the same in two experts."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One thing that is not as the delta says; `error` is what a command raises for it."""
+
+    role: str
+    name: str
+    error: HfqError
+
+
+@dataclass
+class Verification:
+    """The result of `verify`.
+
+    Attributes:
+        delta_id: 64 hex digits.
+        tensors: base tensors compared, per expert.
+        sites: sites restored and compared, per expert.
+        kept: sites kept, per expert.
+        mismatches: in the order found; empty when everything is as it should be.
+    """
+
+    delta_id: str
+    tensors: dict[str, int] = field(default_factory=dict)
+    sites: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    mismatches: list[Mismatch] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything matched."""
+        return not self.mismatches
+
+    def raise_first(self) -> None:
+        """Raise the first mismatch's error, if there is one."""
+        if self.mismatches:
+            raise self.mismatches[0].error
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "delta": self.delta_id,
+            "ok": self.ok,
+            "experts": {
+                role: {"tensors": self.tensors[role], "restored": self.sites[role], "kept": self.kept[role]}
+                for role in self.tensors
+            },
+            "mismatches": [
+                {"expert": entry.role, "name": entry.name, **entry.error.to_json()} for entry in self.mismatches
+            ],
+        }
+
+
+def verify(
+    delta: Delta | str | os.PathLike[str],
+    base: Checkpoint,
+    *,
+    role: str | None = None,
+    first_only: bool = False,
+    progress: Progress | None = None,
+) -> Verification:
+    """Restore every quantized site from the base and compare; nothing is written.
+
+    Args:
+        delta: opened, or its folder. Opening it already checks its schema, id, state file and routing.
+        base: the checkpoint to verify against.
+        role: one expert only.
+        first_only: stop at the first mismatch.
+
+    Raises:
+        UsageError: the base lacks an expert of the delta.
+        WrongRoleError: the base has that expert under another role.
+        What opening the delta or reading the base raises.
+    """
+    if not isinstance(delta, Delta):
+        with load_delta(delta) as opened:
+            return verify(opened, base, role=role, first_only=first_only, progress=progress)
+    result = Verification(delta.id)
+    roles = delta.roles if role is None else [role]
+    for name in roles:
+        if name not in delta.roles:
+            raise UsageError("the delta has no such expert", expected=", ".join(delta.roles), found=name)
+        if name not in base.experts:
+            _refuse_known_role(delta, base)
+            raise UsageError(
+                "the base lacks an expert of the delta",
+                expected=name,
+                found=", ".join(base.experts),
+                todo="give both experts, or one with --expert",
+            )
+    for name in roles:
+        for mismatch in _verify_expert(delta, base, name, result, progress or Silent()):
+            result.mismatches.append(mismatch)
+            if first_only:
+                return result
+    return result
+
+
+def _refuse_known_role(delta: Delta, base: Checkpoint) -> None:
+    """A base without the role asked for may hold it under another name; one small tensor tells.
+
+    Raises:
+        WrongRoleError: naming the right role.
+    """
+    known = {delta.base_tensors(role)[_TELLTALE]["bf16"]: role for role in delta.roles}
+    for given, expert in base.experts.items():
+        role = known.get(hashlib.sha256(tensor_bytes(expert.read_bf16(_TELLTALE))).hexdigest(), given)
+        if role != given:
+            raise WrongRoleError(
+                f"these are the weights of the expert {role}",
+                where=f"{given} {_TELLTALE}",
+                expected=role,
+                found=given,
+                todo=f"give them as {role}",
+            )
+
+
+def _verify_expert(
+    delta: Delta, base: Checkpoint, role: str, result: Verification, progress: Progress
+) -> Iterator[Mismatch]:
+    expected = delta.base_tensors(role)
+    quantized = set(delta.quantized(role))
+    result.tensors[role], result.sites[role] = 0, 0
+    result.kept[role] = len(delta.routes[role]) - len(quantized)
+    scan = base.experts[role].scan(progress, hash_files=False)
+    try:
+        for tensor in scan:
+            # Architecture and names were checked against each other on opening; what is left is the delta's own list.
+            if tensor.name not in expected:
+                error = DigestMismatchError(
+                    "the base has a tensor that the delta does not know", where=f"{role} {tensor.name}"
+                )
+                yield Mismatch(role, tensor.name, error)
+                continue
+            result.tensors[role] += 1
+            named = expected[tensor.name]
+            if tensor.bf16_sha256 != named["bf16"] or list(tensor.shape) != named["shape"]:
+                yield Mismatch(role, tensor.name, base_mismatch(delta, role, tensor.name, tensor.bf16_sha256))
+                continue
+            site = tensor.name.removesuffix(".weight")
+            if site in quantized and site != tensor.name:
+                found = _restore(delta, role, site, tensor)
+                result.sites[role] += 1
+                if found is not None:
+                    yield found
+    finally:
+        scan.close()
+    for name in expected:
+        if name not in base.experts[role].names:
+            error = DigestMismatchError("the base lacks a tensor of the delta", where=f"{role} {name}")
+            yield Mismatch(role, name, error)
+
+
+def _restore(delta: Delta, role: str, site: str, tensor: ScannedTensor) -> Mismatch | None:
+    try:
+        restore_site(delta, role, site, tensor.bf16)
+    except DigestMismatchError as error:
+        return Mismatch(role, site, error)
+    return None

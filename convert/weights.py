@@ -1,0 +1,123 @@
+"""Quantizing one site's weight in the format that a recipe names, and the digest of the result."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from hfq.formats import hif4, hif8
+from hfq.formats.errors import NonFiniteError
+from hfq.formats.hif8_spec import INFINITY as HIF8_INFINITY
+from hfq.schema.errors import NonFiniteWeightError
+
+from .safetensors_writer import tensor_bytes
+
+__all__ = [
+    "NUMERICS",
+    "QuantizedWeight",
+    "bits_per_weight",
+    "check_finite",
+    "quantize_activation",
+    "quantize_weight",
+    "site_digest",
+]
+
+NUMERICS: Final = 1
+"""Version of the arithmetic that re-derives a site; it changes when any restored bit would."""
+
+_ADVICE: Final = 'keep this site (a route with to = "keep") or repair the checkpoint'
+
+QuantizedWeight = hif4.Hif4Tensor | hif8.Hif8Tensor
+
+# A digest is of little-endian bytes; torch stores the machine's own.
+assert sys.byteorder == "little"
+
+
+def check_finite(weight: Tensor, where: str) -> None:
+    """Check a weight [out_features, in_features] before anything is computed from it.
+
+    Raises:
+        NonFiniteWeightError: NaN or infinity; the message names the first position.
+    """
+    finite = torch.isfinite(weight)
+    if not bool(finite.all()):
+        position = [int(index) for index in (~finite).nonzero()[0]]
+        raise NonFiniteWeightError(
+            "a weight is not a finite number",
+            where=where,
+            found=f"value {float(weight[tuple(position)])} at position {position}",
+            todo=_ADVICE,
+        )
+
+
+def quantize_weight(weight: Tensor, options: Mapping[str, Any], where: str) -> QuantizedWeight:
+    """Encode a weight [out_features, in_features], BF16 or fp32, groups or rows along in_features.
+
+    Args:
+        options: a recipe's `weight` table, normalised.
+        where: expert and site, for the error message.
+
+    Raises:
+        NonFiniteWeightError: NaN or infinity, or a number so large that the format would make it infinite; the message
+            names site and position.
+    """
+    try:
+        if options["format"] == "hif4":
+            return hif4.quantize(weight, profile=options["profile"], scale_search=options["scale_search"])
+        encoded = hif8.quantize(weight, scale=options["scale"], saturate=options["saturate"])
+    except NonFiniteError as error:
+        raise NonFiniteWeightError("a weight is not a finite number", where=where, found=error, todo=_ADVICE) from None
+    overflow = (encoded.codes & 0x7F) == HIF8_INFINITY
+    if bool(overflow.any()):
+        row, column = (int(index) for index in overflow.nonzero()[0])
+        raise NonFiniteWeightError(
+            "a weight beyond the format's range would become infinite",
+            where=where,
+            found=f"value {float(weight[row, column])} at position {[row, column]}",
+            todo='use scale = "row" or saturate = true',
+        )
+    return encoded
+
+
+def quantize_activation(x: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """Quantize-dequantize an activation [..., in_features], BF16 or fp32; the result is BF16, exactly.
+
+    Args:
+        options: a recipe's `activation` table, normalised.
+    """
+    if options["format"] == "hif4":
+        return hif4.qdq(x, profile=options["profile"]).to(torch.bfloat16)
+    if options["format"] == "hif8":
+        return hif8.qdq(x, scale=options["scale"], saturate=options["saturate"]).to(torch.bfloat16)
+    return x.to(torch.bfloat16)
+
+
+def format_line(options: Mapping[str, Any], shape: tuple[int, ...]) -> bytes:
+    """`format<TAB>profile<TAB>shape<LF>`; HiFloat8 has scale and overflow rules where HiFloat4 has a profile."""
+    if options["format"] == "hif4":
+        profile = str(options["profile"])
+    else:
+        profile = str(options["scale"]) + ("-saturate" if options["saturate"] else "")
+    return f"{options['format']}\t{profile}\t{','.join(map(str, shape))}\n".encode()
+
+
+def site_digest(weight: QuantizedWeight, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of a restored site: format line, codes row-major, scales little-endian, state tensors by name."""
+    digest = hashlib.sha256(format_line(options, tuple(weight.shape)))
+    digest.update(tensor_bytes(weight.codes))
+    digest.update(tensor_bytes(weight.scale))
+    for name in sorted(state):
+        digest.update(tensor_bytes(state[name]))
+    return digest.hexdigest()
+
+
+def bits_per_weight(weight: QuantizedWeight) -> float:
+    """Bits that codes and scales take, per element of the weight."""
+    stored = weight.codes.numel() * weight.codes.element_size() + weight.scale.numel() * weight.scale.element_size()
+    return 8.0 * stored / max(1, math.prod(weight.shape))

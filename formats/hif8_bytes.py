@@ -1,0 +1,119 @@
+"""HiFloat8 as bytes: what each code means, and the tensor that holds codes and scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from ._tiles import FLOAT_DTYPES, INFINITY_BITS, as_matrix, bits_of, tiles
+from .errors import MalformedTensorError, UnsupportedDtypeError
+from .hif8_spec import FIELDS, INFINITY, NAN, TINY_BIAS, Scaling, checked_option
+
+__all__ = ["Hif8Tensor"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hif8Tensor:
+    """A tensor in HiFloat8.
+
+    Attributes:
+        codes: uint8, the shape of the tensor.
+        scale: fp32, a power of two; shape [] for scaling "tensor" and "none" (then 1), [..., 1] for "row".
+        scaling: "none", "tensor" or "row".
+    """
+
+    codes: Tensor
+    scale: Tensor
+    scaling: Scaling
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the tensor."""
+        return self.codes.shape
+
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """value = HiF8(code) * scale.
+
+        Exact where the result is a normal number of `dtype`; below that rounded to nearest even, beyond it infinite.
+
+        Raises:
+            UnsupportedDtypeError: `dtype` is not bf16, fp32 or fp16.
+            MalformedTensorError: codes and scale do not belong together.
+        """
+        if dtype not in FLOAT_DTYPES:
+            raise UnsupportedDtypeError(dtype, FLOAT_DTYPES)
+        self._check_layout()
+        out = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
+        if out.numel() == 0:
+            return out
+        values = code_values(out.device)
+        rows, codes, scale = as_matrix(out), as_matrix(self.codes), self.scale.reshape(-1, 1)
+        for r, c in tiles(rows):
+            tile = codes[r, c]
+            decoded = values.index_select(0, tile.reshape(-1).to(torch.int32)).view(tile.shape)
+            rows[r, c] = decoded * (scale[r] if self.scaling == "row" else scale)
+        return out
+
+    def validate(self) -> None:
+        """Check everything that a quantizer guarantees about the bytes; for tensors read from outside.
+
+        NaN and infinity codes pass: they are part of the format.
+
+        Raises:
+            MalformedTensorError: wrong dtype, shape or device, or a scale that is not a normal power of two.
+            UnknownOptionError: `scaling` is not one of its words.
+        """
+        self._check_layout()
+        bits = bits_of(self.scale.contiguous())
+        wrong = (bits <= 0) | (bits >= INFINITY_BITS) | ((bits & 0x7F_FFFF) != 0)
+        if bool(wrong.any()):
+            raise MalformedTensorError(
+                "HiF8 scale", expected="powers of two, 2^-126 or more", found=float(self.scale[wrong][0])
+            )
+        if self.scaling == "none" and float(self.scale) != 1:
+            raise MalformedTensorError('HiF8 scale of scaling "none"', expected=1.0, found=float(self.scale))
+
+    def _check_layout(self) -> None:
+        checked_option("scaling", self.scaling, get_args(Scaling))
+        for what, tensor, dtype in (("codes", self.codes, torch.uint8), ("scale", self.scale, torch.float32)):
+            if tensor.dtype != dtype:
+                raise MalformedTensorError(f"HiF8 {what} dtype", expected=dtype, found=tensor.dtype)
+        if self.codes.ndim == 0:
+            raise MalformedTensorError("HiF8 codes shape", expected="at least one axis", found=[])
+        expected = [*self.codes.shape[:-1], 1] if self.scaling == "row" else []
+        if list(self.scale.shape) != expected:
+            raise MalformedTensorError(
+                f'HiF8 scale shape of scaling "{self.scaling}"', expected=expected, found=list(self.scale.shape)
+            )
+        if self.codes.device != self.scale.device:
+            raise MalformedTensorError("HiF8 scale device", expected=self.codes.device, found=self.scale.device)
+
+
+@functools.cache
+def code_values(device: torch.device) -> Tensor:
+    """The value of every code: fp32 [256], built field by field from the table in `hif8_spec`."""
+    positive = torch.zeros(128, dtype=torch.float32, device="cpu")
+    for m in range(1, 8):
+        positive[m] = 2.0 ** (m - TINY_BIAS)
+    for field in FIELDS:
+        for e in range(1 << field.exponent_bits):
+            for m in range(1 << field.mantissa_bits):
+                code = int(field.prefix, 2) << field.exponent_bits | e
+                value = 2.0 ** _exponent(e, field.exponent_bits) * (1 + m / (1 << field.mantissa_bits))
+                positive[code << field.mantissa_bits | m] = value
+    positive[INFINITY] = torch.inf
+    values = torch.cat((positive, -positive))
+    values[NAN] = torch.nan
+    return values.to(device)
+
+
+def _exponent(field: int, width: int) -> int:
+    """Sign-magnitude; the leading one of the magnitude stands where the sign bit is stored."""
+    if width == 0:
+        return 0
+    leading_one = 1 << (width - 1)
+    return -field if field & leading_one else field | leading_one

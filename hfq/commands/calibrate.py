@@ -1,0 +1,208 @@
+"""`hfq calibrate`: run the model once over a prompt set and keep statistics; or join calibrations."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from hfq.console import BarProgress, emit, format_bytes, format_seconds, json_option, note
+from hfq.schema.errors import UsageError
+
+__all__ = ["calibrate_command", "generation_options", "settings_from"]
+
+_ROLES = click.Choice(["high_noise", "low_noise", "single"])
+
+
+def generation_options(command: Any) -> Any:
+    """The options that decide how a pipeline runs, shared by `calibrate` and `generate`."""
+    options = [
+        click.option("--pipeline", type=click.Path(), help="Diffusers folder with text encoder, VAE and scheduler."),
+        click.option("--role", type=_ROLES, help="Role of a bare file."),
+        click.option("--image", help='First frame for image-to-video: a file, or "blank".'),
+        click.option("--last-image", help='Last frame for first-last-frame-to-video: a file, or "blank".'),
+        click.option("--negative-prompt", help="Text of the unconditional branch."),
+        click.option("--height", type=int, help="Pixels."),
+        click.option("--width", type=int, help="Pixels."),
+        click.option("--frames", type=int, help="Frames of the clip."),
+        click.option("--steps", type=int, help="Steps of the sampler (default: the official number)."),
+        click.option("--shift", type=float, help="Flow shift of the schedule (default: the official one)."),
+        click.option("--boundary", type=float, help="Share of the noise range above which the high-noise expert runs."),
+        click.option("--guidance", type=float, help="Guidance scale of the high-noise (or only) expert."),
+        click.option("--guidance-low", type=float, help="Guidance scale of the low-noise expert."),
+        click.option("--seed", type=click.IntRange(min=0), help="Seed of the initial noise (default 42)."),
+        click.option("--device", default="cpu", show_default=True, help="torch device: cpu, cuda, cuda:0 ..."),
+        click.option("--offload", type=click.Choice(["none", "model", "sequential"]), default="none", show_default=True,
+                     help="Keep what is not running in main memory: whole models, or layer by layer (sequential)."),
+        click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
+                     help="Dtype in which the transformer runs."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def settings_from(defaults: Any, given: dict[str, Any]) -> Any:
+    """Generation settings: the model's own, with what the user gave."""
+    names = ("height", "width", "frames", "steps", "shift", "boundary", "guidance", "guidance_low", "seed",
+             "negative_prompt")  # fmt: skip
+    return defaults.changed(**{name: given[name] for name in names})
+
+
+@click.command("calibrate")
+@click.argument("sources", nargs=-1, metavar="[MODEL | CAL...]")
+@click.option("--prompts", type=click.Path(), help="Prompt file: plain lines, or JSON lines.")
+@click.option("-o", "--out", type=click.Path(), help="Folder to make.")
+@click.option("--merge", is_flag=True, help="Join calibrations, or parts of them, instead of running a model.")
+@click.option("--parts", is_flag=True, help="Keep one mergeable part per prompt, so that any subset can be used later.")
+@click.option("--rows", default="4096", show_default=True, help="Rows per call in the histograms, or all.")
+@click.option("--by", default="", help="Extra histogram keys: bins, branch or bins,branch.")
+@click.option("--keep-inputs", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Input rows kept per expert, input and timestep bin.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on in OUT.partial; finished prompts are not run again.")
+@click.option("--dry-run", is_flag=True, help="Print memory, disk and time, and stop; no weight is read.")
+@generation_options
+@json_option
+def calibrate_command(sources: tuple[str, ...], out: str | None, merge: bool, as_json: bool, **given: Any) -> None:
+    """Run MODEL's real pipeline over a prompt set and keep mergeable statistics of every linear's input.
+
+    Percentiles, maxima and masks for any percentile or alpha are derived from them later, without running the model
+    again. A JSON line of the prompt file is {"prompt": ..., "id", "category", "image", "last_image": optional}.
+
+    \b
+    hfq calibrate MODEL --prompts prompts.txt -o cal
+    hfq calibrate --merge cal-a cal-b -o cal
+    """
+    if merge:
+        _merge(sources, out, as_json)
+        return
+    if len(sources) != 1 or given["prompts"] is None:
+        raise UsageError("nothing to calibrate", expected="one MODEL and --prompts FILE, or --merge CAL CAL ... -o CAL")
+    if out is None and not given["dry_run"]:
+        raise click.UsageError("Missing option '-o' / '--out'.")
+    _run(sources[0], out, as_json, given)
+
+
+def _merge(sources: tuple[str, ...], out: str | None, as_json: bool) -> None:
+    from hfq.convert.calibration_merge import merge_calibrations
+
+    context = click.get_current_context()
+    beside = ("sources", "merge", "out", "as_json")
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in beside and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError("--merge joins what is there and takes no setting of a run", found=parameter.opts[0])
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--out'.")
+    progress = BarProgress()
+    merged = merge_calibrations(sources, out, progress=progress)
+    emit(_described(merged), _text(merged, Path(out)), as_json)
+
+
+def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> None:
+    import torch
+
+    from hfq.convert.atomic import refuse_existing
+    from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate, plan_run
+    from hfq.convert.pipeline_plan import plan_model
+    from hfq.convert.pipelines import check_device, load_model
+    from hfq.convert.prompts import read_prompts
+
+    prompts = read_prompts(given["prompts"])
+    options = CalibrationOptions(
+        rows=_rows(given["rows"]), by=_by(given["by"]), keep_inputs=given["keep_inputs"], parts=given["parts"],
+        image=given["image"], last_image=given["last_image"],
+    )  # fmt: skip
+    if out is not None:
+        refuse_existing(Path(out), resume=given["resume"])
+    place = {"pipeline": given["pipeline"], "role": given["role"]}
+    plan = plan_model(model, **place)
+    settings = settings_from(plan.defaults, given)
+    _, schedules = plan_run(plan, prompts, settings, options)
+    expected = estimate(plan, settings, schedules, options, len(prompts))
+    free = shutil.disk_usage(Path(out).parent if out is not None else Path()).free
+    lines = [
+        f"memory      about {format_bytes(expected.model_bytes + expected.statistics_bytes)}: transformers "
+        f"{format_bytes(expected.model_bytes)}, statistics {format_bytes(expected.statistics_bytes)} "
+        "(text encoder, VAE and activations not counted)",
+        f"disk        about {format_bytes(expected.disk_bytes)} while it runs, {format_bytes(free)} free",
+        f"work        {len(prompts)} prompts, {expected.forwards} forwards of {expected.tokens} tokens",
+    ]
+    if given["dry_run"]:
+        check_device(given["device"], given["offload"])
+        rows = min(expected.tokens, 512 if given["device"] == "cpu" else 8192)
+        rate = matmul_rate(given["device"], rows, plan.architecture.dim, plan.architecture.ffn_dim)
+        seconds = expected.forwards * expected.forward_flops / rate
+        lines.append(
+            f"time        at least {format_seconds(seconds)}, from a matrix-multiply probe on {given['device']}"
+        )
+        emit({**expected.__dict__, "free_bytes": free, "seconds": seconds}, "\n".join(lines), as_json)
+        return
+    for line in lines:
+        note(line)
+    progress = BarProgress()
+    loaded = load_model(
+        model, **place, device=given["device"], offload=given["offload"], dtype=getattr(torch, given["dtype"]),
+        progress=progress,
+    )  # fmt: skip
+    calibration, cost = calibrate_model(
+        loaded, prompts, str(out), settings, options, resume=given["resume"], progress=progress
+    )
+    emit(
+        {**_described(calibration), "seconds": cost.seconds, "statistics_seconds": cost.statistics_seconds,
+         "overhead": cost.overhead},
+        _text(calibration, Path(str(out)))
+        + f"\ncost        {format_seconds(cost.seconds)}, statistics {format_seconds(cost.statistics_seconds)} of it: "
+        f"{100 * cost.overhead:.0f} % over plain generation",
+        as_json,
+    )  # fmt: skip
+
+
+def matmul_rate(device: str, rows: int, width: int, wider: int) -> float:
+    """Floating-point operations per second of BF16 products [rows, width] x [width, wider] on a device, from half a
+    second of work."""
+    import time
+
+    import torch
+
+    left = torch.ones(rows, width, dtype=torch.bfloat16, device=device)
+    right = torch.ones(width, wider, dtype=torch.bfloat16, device=device)
+    (left @ right).sum().item()
+    started, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - started < 0.5:
+        (left @ right).sum().item()
+        count += 1
+    return count * 2.0 * rows * width * wider / (time.perf_counter() - started)
+
+
+def _rows(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < 1:
+        raise UsageError("--rows is a number from 1, or all", found=text)
+    return int(text)
+
+
+def _by(text: str) -> tuple[str, ...]:
+    return tuple(sorted({part.strip() for part in text.split(",") if part.strip()}))
+
+
+def _described(calibration: Any) -> dict[str, Any]:
+    return {
+        "id": calibration.id,
+        "path": str(calibration.path),
+        "prompts": len(calibration.prompt_hashes),
+        "experts": {role: len(calibration.groups(role)) for role in calibration.roles},
+        "settings": calibration.document["settings"],
+    }
+
+
+def _text(calibration: Any, out: Path) -> str:
+    lines = [f"calibration {calibration.id[:12]}  in {out}", f"prompts     {len(calibration.prompt_hashes)}"]
+    for role in calibration.roles:
+        calls = calibration.document["schedule"][role]["calls"]
+        lines.append(f"statistics  {role}: {len(calibration.groups(role))} inputs, {len(calls)} calls per prompt")
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""`hfq convert`: a base and a recipe become a delta."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hfq.console import BarProgress, emit, format_bytes, json_option
+from hfq.convert.checkpoint import Checkpoint, open_checkpoint
+from hfq.convert.convert import dry_run, quantize
+from hfq.convert.delta import Delta
+from hfq.convert.delta_inspect import describe_delta, error_lines, routing_lines, short_id
+
+__all__ = ["convert_command"]
+
+
+@click.command("convert")
+@click.argument("model")
+@click.option("--recipe", required=True, help="Preset name (see `hfq recipes`) or a TOML or JSON file.")
+@click.option("--calibration", type=click.Path(), help="Calibration folder, from `hfq calibrate`.")
+@click.option("-o", "--out", type=click.Path(), required=False, help="Folder to make.")
+@click.option("--role", type=click.Choice(["high_noise", "low_noise", "single"]), help="Role of a bare file.")
+@click.option("--resume", is_flag=True, help="Go on in OUT.partial after a crash or Ctrl-C.")
+@click.option("--dry-run", "only_plan", is_flag=True, help="Print the routing and the predicted sizes; write nothing.")
+@click.option("--no-file-hashes", is_flag=True, help="Do not hash the checkpoint's files (provenance lists none).")
+@json_option
+def convert_command(
+    model: str,
+    recipe: str,
+    calibration: str | None,
+    out: str | None,
+    role: str | None,
+    resume: bool,
+    only_plan: bool,
+    no_file_hashes: bool,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL by a recipe into a delta: a small folder that restores the quantized model on top of MODEL.
+
+    \b
+    hfq convert Wan2.2-T2V-A14B --recipe rtn-hif4 -o delta
+    hfq convert Wan2.2-T2V-A14B --recipe tail-aware-hif4 --calibration cal -o delta
+    """
+    with open_checkpoint(model, role=role) as checkpoint:
+        if only_plan:
+            planned = dry_run(checkpoint, recipe, calibration, BarProgress())
+            emit(planned, _plan_text(planned), as_json)
+            return
+        if out is None:
+            raise click.UsageError("Missing option '-o' / '--out'.")
+        delta = quantize(
+            checkpoint,
+            recipe,
+            calibration,
+            out=out,
+            resume=resume,
+            hash_files=not no_file_hashes,
+            progress=BarProgress(),
+        )
+        with delta:
+            described = describe_delta(delta)
+            emit(described, _result_text(delta, described, checkpoint, Path(out)), as_json)
+
+
+def _plan_text(planned: dict[str, Any]) -> str:
+    lines = [f"recipe      {planned['recipe']}", *routing_lines(planned["routing"])]
+    lines.append(
+        f"delta       about {format_bytes(planned['delta_bytes'])} ({format_bytes(planned['base_bytes'])} base)"
+    )
+    lines.append(f"memory      about {format_bytes(planned['peak_bytes'])} at most")
+    return "\n".join(lines)
+
+
+def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint, out: Path) -> str:
+    lines = [f"delta       {short_id(delta.id)}  in {out}", f"recipe      {delta.recipe.name}"]
+    lines += routing_lines(described["routing"])
+    lines += error_lines(described["error"])
+    size, base = format_bytes(described["delta_bytes"]), format_bytes(described["base_bytes"])
+    lines.append(f"size        {size} for a base of {base}")
+    lines.append(f"next        hfq verify {shlex.quote(str(out))} --base {shlex.quote(checkpoint.path)}")
+    return "\n".join(lines)

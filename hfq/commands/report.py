@@ -1,0 +1,33 @@
+"""`hfq report`: a delta's errors as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hfq.console import emit, json_option
+from hfq.convert.atomic import write_file
+from hfq.convert.report_html import render_report
+from hfq.paths import open_delta
+from hfq.schema.errors import OutputExistsError, UsageError
+
+__all__ = ["report_command"]
+
+
+@click.command("report")
+@click.argument("delta")
+@click.option("-o", "--out", type=click.Path(), required=True, help="HTML file to make.")
+@json_option
+def report_command(delta: str, out: str, as_json: bool) -> None:
+    """Render the errors that were measured while DELTA was made: one HTML file with static plots, no script."""
+    path = Path(out)
+    if path.exists():
+        raise OutputExistsError("the output is already there", where=path, todo="choose another name, or remove it")
+    if not path.parent.is_dir():
+        raise UsageError("the folder for the output does not exist", where=path.parent)
+    with open_delta(delta) as opened:
+        page = render_report(opened).encode()
+        delta_id = opened.id
+    write_file(path, page)
+    emit({"report": str(path), "delta": delta_id, "size_bytes": len(page)}, f"report      {path}", as_json)

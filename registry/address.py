@@ -1,0 +1,53 @@
+"""Where the registry is: an argument, else HFQ_REGISTRY, else the platform's folder for user data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+import sqlalchemy.engine
+import sqlalchemy.exc
+
+from hfq.schema.errors import UsageError
+
+__all__ = ["ENVIRONMENT_VARIABLE", "Address", "find_address"]
+
+ENVIRONMENT_VARIABLE: Final = "HFQ_REGISTRY"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The database file. Its folder is made when needed only if it is `default`: a misspelt path is an error."""
+
+    path: Path
+    is_default: bool
+
+
+def find_address(url: str | os.PathLike[str] | None = None) -> Address:
+    """The registry that `url` (a path or an SQLAlchemy URL), the environment or the platform names.
+
+    Raises:
+        UsageError: a URL that cannot be read, or one of another database than SQLite.
+    """
+    given = os.fspath(url) if url is not None else os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if not given:
+        return Address(Path(platformdirs.user_data_dir("hfq", appauthor=False)) / "registry.sqlite", is_default=True)
+    path = _path_of_url(given) if "://" in given else given
+    return Address(Path(path).expanduser().absolute(), is_default=False)
+
+
+def _path_of_url(text: str) -> str:
+    try:
+        url = sqlalchemy.engine.make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise UsageError("not a database URL", expected="sqlite:////folder/registry.sqlite or a path") from None
+    if url.get_backend_name() != "sqlite":
+        raise UsageError(
+            "this release keeps registries in SQLite", expected="a path or sqlite:///...", found=url.drivername
+        )
+    if url.query or not url.database or url.database == ":memory:":
+        raise UsageError("a registry is a file", expected="sqlite:////folder/registry.sqlite", found=url)
+    return url.database

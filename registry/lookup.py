@@ -1,0 +1,140 @@
+"""Finding deltas: by id, prefix or alias, and by what they were made from."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from hfq.schema.errors import AmbiguousIdError, UnknownIdError, UsageError
+
+from .models import Alias, Base, BaseExpert, Delta, KeptSite, Recipe, RecipeStage
+from .records import DeltaSummary, delta_summary
+from .text import DISPLAY_DIGITS, display_id
+
+__all__ = ["MIN_PREFIX_DIGITS", "Filters", "find_deltas", "resolve"]
+
+MIN_PREFIX_DIGITS: Final = 4
+
+_HEX: Final = re.compile(r"[0-9a-f]{1,64}")
+_CANDIDATES_SHOWN: Final = 5
+_LIST_COMMAND: Final = "`hfq list` shows what is registered"
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What `list` narrows by; None narrows nothing.
+
+    `base`: first hex digits of a bf16 root or of the model-level id. `preset`: a recipe's name. `percentile`: of any
+    smooth stage. `kept`: how many sites are kept, or a shell glob that a kept site's whole name matches.
+    """
+
+    base: str | None = None
+    preset: str | None = None
+    percentile: float | None = None
+    kept: str | None = None
+
+
+def resolve(session: Session, text: str) -> str:
+    """The full id that `text` means: 64 digits, `delta:` and a prefix, a bare prefix, or an alias.
+
+    Raises:
+        UnknownIdError: nothing is called that.
+        AmbiguousIdError: a prefix of several; they are named.
+    """
+    prefixed = text.lower().startswith("delta:")
+    digits = text[len("delta:") :].lower() if prefixed else text.lower()
+    if _HEX.fullmatch(digits):
+        return _resolve_prefix(session, digits, text)
+    if prefixed:
+        raise UnknownIdError("not an id", found=repr(text), expected="delta: and hex digits", todo=_LIST_COMMAND)
+    found = session.scalar(sa.select(Delta.id).join(Alias).where(Alias.name == text))
+    if found is None:
+        raise UnknownIdError("no delta has this alias", found=repr(text), todo=_LIST_COMMAND)
+    return found
+
+
+def _resolve_prefix(session: Session, digits: str, text: str) -> str:
+    if len(digits) < MIN_PREFIX_DIGITS:
+        raise UnknownIdError(
+            "too short for an id", expected=f"at least {MIN_PREFIX_DIGITS} digits", found=repr(text), todo=_LIST_COMMAND
+        )
+    starts = _starts_with(Delta.id, digits)
+    found = session.scalars(sa.select(Delta.id).where(starts).order_by(Delta.id).limit(_CANDIDATES_SHOWN + 1)).all()
+    if not found:
+        raise UnknownIdError("no delta has this id", found=repr(text), todo=f"register its folder; {_LIST_COMMAND}")
+    if len(found) > 1:
+        shown = found[:_CANDIDATES_SHOWN]
+        if len({candidate[:DISPLAY_DIGITS] for candidate in shown}) == len(shown):
+            shown = [display_id(candidate) for candidate in shown]
+        more = " and more" if len(found) > _CANDIDATES_SHOWN else ""
+        raise AmbiguousIdError(
+            "several deltas begin like this",
+            expected="more digits",
+            found=f"{text}: {', '.join(shown)}{more}",
+            todo="write more digits of the one you mean",
+        )
+    return found[0]
+
+
+def _starts_with(column: sa.orm.InstrumentedAttribute[str], digits: str) -> sa.ColumnElement[bool]:
+    """A range, which an index serves; `g` sorts after every hex digit."""
+    return sa.and_(column >= digits, column < digits + "g")
+
+
+def find_deltas(session: Session, filters: Filters, limit: int | None) -> tuple[tuple[DeltaSummary, ...], int]:
+    """The newest `limit` deltas that pass every filter, newest first, and how many pass in all.
+
+    Raises:
+        UsageError: a base that is not hex digits.
+    """
+    conditions = _conditions(session, filters)
+    total = session.scalar(sa.select(sa.func.count()).select_from(Delta).where(*conditions)) or 0
+    query = (
+        sa.select(Delta)
+        .where(*conditions)
+        .order_by(Delta.key.desc())
+        .limit(limit)
+        .options(
+            joinedload(Delta.base).selectinload(Base.experts),
+            joinedload(Delta.recipe).selectinload(Recipe.stages),
+            joinedload(Delta.calibration),
+            selectinload(Delta.aliases),
+        )
+    )
+    return tuple(delta_summary(row) for row in session.scalars(query)), total
+
+
+def _conditions(session: Session, filters: Filters) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if filters.base is not None:
+        conditions.append(Delta.base_key.in_(_bases(filters.base)))
+    if filters.preset is not None:
+        conditions.append(Delta.recipe_key.in_(sa.select(Recipe.key).where(Recipe.name == filters.preset)))
+    if filters.percentile is not None:
+        stages = sa.select(RecipeStage.recipe_key).where(RecipeStage.percentile == filters.percentile)
+        conditions.append(Delta.recipe_key.in_(stages))
+    if filters.kept is not None:
+        conditions.append(_kept(session, filters.kept))
+    return conditions
+
+
+def _bases(text: str) -> sa.Select[int]:
+    digits = text.lower().removeprefix("base:")
+    if not _HEX.fullmatch(digits):
+        raise UsageError("not a base", expected="the first hex digits of its bf16 root or id", found=repr(text))
+    by_root = sa.select(BaseExpert.base_key).where(_starts_with(BaseExpert.bf16_root, digits))
+    return sa.select(Base.key).where(sa.or_(Base.key.in_(by_root), _starts_with(Base.id, digits)))
+
+
+def _kept(session: Session, text: str) -> sa.ColumnElement[bool]:
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return Delta.kept == int(text)
+    # The globs of recipes, decided by the same function as there; a registry has a few hundred distinct site names.
+    names = session.scalars(sa.select(KeptSite.site).distinct())
+    matching = [name for name in names if fnmatch.fnmatchcase(name, text)]
+    return Delta.key.in_(sa.select(KeptSite.delta_key).where(KeptSite.site.in_(matching)))

@@ -1,0 +1,399 @@
+"""Every failure a user can meet, one class each.
+
+An error says what went wrong, where, what was expected and found, and what to do next, on one line. `code` is stable
+and appears in `--json`; `exit_code` follows the table in the README:
+
+1 malformed · 2 bad arguments · 3 contradiction · 4 gate failed · 5 unknown or ambiguous · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+def _one_line(text: object, limit: int = 400) -> str:
+    """Text from a file may hold control characters or megabytes; a message holds neither."""
+    line = "".join(ch if ch.isprintable() else "�" for ch in str(text).replace("\n", " "))
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+class HfqError(Exception):
+    """Base of all errors that reach a user.
+
+    Args:
+        what: one clause, no final stop.
+        where: file, tensor or field.
+        expected: what would have been right.
+        found: what was there.
+        todo: the next command or action.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        todo: str | None = None,
+    ) -> None:
+        self.what = _one_line(what)
+        self.where = None if where is None else _one_line(where)
+        self.expected = None if expected is None else _one_line(expected)
+        self.found = None if found is None else _one_line(found)
+        self.todo = None if todo is None else _one_line(todo)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if self.expected is not None:
+            text += f"; expected {self.expected}"
+        if self.found is not None:
+            text += f"; found {self.found}" if self.expected is None else f", found {self.found}"
+        if self.todo:
+            text += f"; {self.todo}"
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as the `error` member of a `--json` document."""
+        return {
+            "code": self.code,
+            "exit_code": self.exit_code,
+            "message": str(self),
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "found": self.found,
+            "todo": self.todo,
+        }
+
+
+# --- 1: malformed, truncated, duplicate, non-finite, unreadable, unknown version -------------------------------------
+
+
+class UnreadableFileError(HfqError):
+    """A file exists and cannot be read (permission, not a regular file, I/O error)."""
+
+    code = "unreadable"
+
+
+class MalformedFileError(HfqError):
+    """A file is not what its name or place says."""
+
+    code = "malformed"
+
+
+class TruncatedFileError(MalformedFileError):
+    """A file ends before its own header says it does."""
+
+    code = "truncated"
+
+
+class TrailingBytesError(MalformedFileError):
+    """A file goes on after its own header says it ends."""
+
+    code = "trailing-bytes"
+
+
+class DuplicateKeyError(MalformedFileError):
+    """A name occurs twice: in a JSON object, in a safetensors header or across shards."""
+
+    code = "duplicate-key"
+
+
+class SchemaViolationError(MalformedFileError):
+    """A document does not follow its JSON Schema: unknown, missing or ill-typed field."""
+
+    code = "schema-violation"
+
+
+class TooLargeError(MalformedFileError):
+    """A document or header is larger than any honest one."""
+
+    code = "too-large"
+
+
+class UnknownSchemaVersionError(MalformedFileError):
+    """A document of a major version that this release cannot read."""
+
+    code = "unknown-schema-version"
+
+
+class InconsistentDeltaError(MalformedFileError):
+    """A delta whose parts contradict each other, although every hash in it is right."""
+
+    code = "inconsistent"
+
+
+class UnsupportedDtypeError(HfqError):
+    """A tensor's dtype is not one a base may have (F32, BF16, F16)."""
+
+    code = "unsupported-dtype"
+
+
+class UnsupportedModelError(HfqError):
+    """A checkpoint of a kind that is recognised and not supported (Animate, S2V, fp8_scaled, GGUF)."""
+
+    code = "unsupported-model"
+
+
+class UnknownLayoutError(HfqError):
+    """Tensor names that belong to no known Wan layout."""
+
+    code = "unknown-layout"
+
+
+class MissingTensorError(HfqError):
+    """A tensor that the model or the document requires is absent."""
+
+    code = "missing-tensor"
+
+
+class UnexpectedTensorError(HfqError):
+    """A tensor that nothing consumes."""
+
+    code = "unexpected-tensor"
+
+
+class ShapeMismatchError(HfqError):
+    """A tensor whose shape contradicts the model or the document."""
+
+    code = "shape-mismatch"
+
+
+class ConfigMismatchError(MalformedFileError):
+    """A config.json that describes another model than the tensors beside it."""
+
+    code = "config-mismatch"
+
+
+class IndexMismatchError(MalformedFileError):
+    """A safetensors index that places tensors or files where they are not."""
+
+    code = "index-mismatch"
+
+
+class NonFiniteWeightError(HfqError):
+    """NaN or infinity in a weight that would be quantized."""
+
+    code = "non-finite"
+
+
+class MaskValueError(MalformedFileError):
+    """A channel mask in a delta that holds zero, a negative, a subnormal, an infinity or NaN."""
+
+    code = "mask-value"
+
+
+class NonFiniteActivationError(HfqError):
+    """NaN or infinity in an activation during calibration."""
+
+    code = "non-finite-activation"
+
+
+# --- 2: bad arguments, missing path, role or calibration, existing output --------------------------------------------
+
+
+class UsageError(HfqError):
+    """Arguments that contradict each other or mean nothing."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class MissingPathError(HfqError):
+    """A path that does not exist."""
+
+    code = "missing-path"
+    exit_code = 2
+
+
+class OutputExistsError(HfqError):
+    """The output is already there; nothing is overwritten."""
+
+    code = "output-exists"
+    exit_code = 2
+
+
+class MissingRoleError(HfqError):
+    """A bare file fits more than one expert and nothing says which it is."""
+
+    code = "missing-role"
+    exit_code = 2
+
+
+class MissingCalibrationError(HfqError):
+    """The recipe needs statistics and no calibration was given."""
+
+    code = "missing-calibration"
+    exit_code = 2
+
+
+class MissingPipelineError(HfqError):
+    """A bare checkpoint has no text encoder, VAE or scheduler of its own."""
+
+    code = "missing-pipeline"
+    exit_code = 2
+
+
+class MissingDependencyError(HfqError):
+    """An optional package is needed and not installed."""
+
+    code = "missing-dependency"
+    exit_code = 2
+
+
+class RecipeError(HfqError):
+    """A recipe that cannot mean what it says."""
+
+    code = "recipe"
+    exit_code = 2
+
+
+class UnmatchedRuleError(RecipeError):
+    """A routing rule that matches no site."""
+
+    code = "unmatched-rule"
+
+
+class UnroutedSiteError(RecipeError):
+    """A site that no routing rule decides."""
+
+    code = "unrouted-site"
+
+
+class CalibrationRangeError(HfqError):
+    """The calibration holds too little to answer: a percentile in the bottom bin, too few samples, too few rows."""
+
+    code = "calibration-range"
+    exit_code = 2
+
+
+class CalibrationMergeError(HfqError):
+    """Parts that were not made with the same settings cannot become one calibration."""
+
+    code = "calibration-merge"
+    exit_code = 2
+
+
+class ResumeMismatchError(HfqError):
+    """The unfinished output was started with other inputs."""
+
+    code = "resume-mismatch"
+    exit_code = 2
+
+
+class UnknownWordError(HfqError):
+    """A prompt for the tiny model with a word outside its vocabulary."""
+
+    code = "unknown-word"
+    exit_code = 2
+
+
+# --- 3: wrong base or role, any digest mismatch, contradicted claim --------------------------------------------------
+
+
+class WrongBaseError(HfqError):
+    """The checkpoint is not the one that the delta is bound to."""
+
+    code = "wrong-base"
+    exit_code = 3
+
+
+class WrongRoleError(HfqError):
+    """The checkpoint is known, but under another role."""
+
+    code = "wrong-role"
+    exit_code = 3
+
+
+class DigestMismatchError(HfqError):
+    """Bytes whose digest is not the recorded one."""
+
+    code = "digest-mismatch"
+    exit_code = 3
+
+
+class WrongIdError(DigestMismatchError):
+    """A document whose content does not hash to its own id: it was edited."""
+
+    code = "wrong-id"
+
+
+class CalibrationBaseError(HfqError):
+    """A calibration that was made with another model."""
+
+    code = "calibration-base"
+    exit_code = 3
+
+
+# --- 4: gate failed · 5: unknown or ambiguous ------------------------------------------------------------------------
+
+
+class UnknownIdError(HfqError):
+    """An id, prefix or alias that the registry does not know."""
+
+    code = "unknown-id"
+    exit_code = 5
+
+
+class AmbiguousIdError(HfqError):
+    """A prefix that fits more than one entry."""
+
+    code = "ambiguous-id"
+    exit_code = 5
+
+
+# --- registry --------------------------------------------------------------------------------------------------------
+
+
+class RegistryError(HfqError):
+    """The registry's database cannot be used as it is."""
+
+    code = "registry"
+
+
+class RegistryVersionError(RegistryError):
+    """The registry's database is of another revision than this release."""
+
+    code = "registry-version"
+
+
+class NotARegistryError(RegistryError):
+    """The file is no registry: not SQLite, or another program's database."""
+
+    code = "not-a-registry"
+
+
+class RegistryDamagedError(RegistryError):
+    """The registry's file was a database and is one no longer: pages of it are overwritten or missing."""
+
+    code = "registry-damaged"
+
+
+class RegistryBusyError(RegistryError):
+    """Another process held the registry's lock for longer than this one waits."""
+
+    code = "registry-busy"
+
+
+class RegistryReadOnlyError(RegistryError):
+    """The registry's file or folder cannot be written."""
+
+    code = "registry-read-only"
+
+
+class FolderGoneError(MissingPathError):
+    """A registered delta lies in none of the folders where it was registered."""
+
+    code = "folder-gone"
+
+
+class InterruptedRunError(HfqError):
+    """The user stopped the command."""
+
+    code = "interrupted"
+    exit_code = 130

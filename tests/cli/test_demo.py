@@ -1,0 +1,49 @@
+"""`hfq demo` is the first thing a user runs: it goes the whole way and leaves what it says it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import hfq
+from hfq.cli import run
+from hfq.convert.video import read_clip
+
+
+def test_the_demo_goes_the_whole_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFQ_REGISTRY", str(tmp_path / "mine.sqlite"))
+    before = Path.cwd()
+    out = tmp_path / "demo"
+    assert run(["demo", "-o", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert Path.cwd() == before
+    # The user's own registry is neither used nor made.
+    assert os.environ["HFQ_REGISTRY"] == str(tmp_path / "mine.sqlite")
+    assert not (tmp_path / "mine.sqlite").exists()
+
+    with hfq.load_delta(out / "tail-aware") as delta:
+        assert delta.id == summary["delta"]
+        assert {role: len(delta.quantized(role)) for role in delta.roles} == {"high_noise": 80, "low_noise": 80}
+    registry = hfq.open_registry(str(out / "registry.sqlite"))
+    assert registry.resolve("tiny@demo") == summary["delta"]
+    assert {row["to"]: row["sites"] for row in summary["routing"]} == {"quantize": 80, "keep": 6}
+    assert summary["delta_bytes"] < summary["base_bytes"] / 20
+    bf16, hif4 = read_clip(out / "bf16.mp4"), read_clip(out / "hif4.mp4")
+    assert bf16.shape == hif4.shape == (9, 192, 192, 3)
+    assert 10 < summary["psnr_db"] < 60
+    assert (out / "side-by-side.gif").stat().st_size > 1000
+    # Every command that the demo ran is shown as a user would type it.
+    for verb in ("inspect", "calibrate", "convert", "verify", "report", "register", "generate"):
+        assert f"$ hfq {verb} " in captured.err
+
+
+def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    assert run(["demo", "-o", str(tmp_path / "demo")]) == 2
+    assert list((tmp_path / "demo").iterdir()) == []

@@ -1,0 +1,64 @@
+"""The report page: complete, self-contained, the same for the same delta, and safe to open."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import hfq
+from hfq.cli import run
+from hfq.convert.delta import REPORT
+from hfq.schema.errors import DigestMismatchError
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "delta"
+    with hfq.open_checkpoint(tiny_weights) as base:
+        hfq.quantize(base, "rtn-hif4", out=out).close()
+    return out
+
+
+def test_the_page_shows_both_experts_and_loads_nothing(folder: Path, tmp_path: Path) -> None:
+    assert run(["report", str(folder), "-o", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    with hfq.load_delta(folder) as delta:
+        assert delta.id in page
+        for role in delta.roles:
+            assert delta.root(role) in page
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+    # Namespaces are names, not addresses that a browser would fetch.
+    fetched = re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)
+    assert fetched == []
+
+
+def test_the_same_delta_gives_the_same_page(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.html", "b.html"):
+        assert run(["report", str(folder), "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_report_of_another_delta_is_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "delta"
+    shutil.copytree(folder, copy)
+    report = json.loads((copy / REPORT).read_text())
+    report["delta"] = "0" * 64
+    (copy / REPORT).write_text(json.dumps(report))
+    from hfq.convert.report_html import render_report
+
+    with hfq.load_delta(copy) as delta, pytest.raises(DigestMismatchError):
+        render_report(delta)
+    assert run(["report", str(copy), "-o", str(tmp_path / "r.html")]) == 3
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_an_existing_page_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.html").write_text("mine")
+    assert run(["report", str(folder), "-o", str(tmp_path / "r.html")]) == 2
+    assert (tmp_path / "r.html").read_text() == "mine"
