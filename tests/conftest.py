@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hfq.convert.pipelines import LoadedModel
 
 sys.path.insert(0, str(Path(__file__).parent / "convert"))
 
@@ -16,6 +20,14 @@ def tiny_weights() -> Path:
     from hfq.convert.tiny.pipeline import WEIGHTS
 
     return WEIGHTS
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_weights: Path) -> LoadedModel:
+    """The tiny Wan's pipeline, loaded; a test that changes it puts it right again."""
+    from hfq.convert.pipelines import load_model
+
+    return load_model(tiny_weights)
 
 
 @pytest.fixture(scope="session")

@@ -88,8 +88,7 @@ def test_peak_memory_is_flat(scratch: Path, dtype: str, figures: dict[str, Any])
         calibration = make_calibration(scratch / f"cal-{dtype}-{blocks}", model)
         work = {
             "inspect": ("inspect", str(model)),
-            "convert rtn-hif8": ("convert", str(model), "--recipe", "rtn-hif8", "-o", str(model) + ".hif8"),
-            "convert tail-aware-hif4": (
+            "convert": (
                 "convert", str(model), "--recipe", "tail-aware-hif4", "--calibration", str(calibration),
                 "-o", str(model) + ".hif4",
             ),
