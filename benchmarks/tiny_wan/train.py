@@ -132,7 +132,8 @@ def anchor_frames(share: float, sigma: Tensor, frames: int, generator: torch.Gen
     """
     levels = sigma[:, None].repeat(1, frames)
     chosen = torch.rand(len(sigma), generator=generator) < share
-    frame = torch.randint(frames, (len(sigma),), generator=generator)
+    # A middle frame: near an edge, the room that is left gives the direction away and the word is not needed.
+    frame = torch.randint(frames // 2 - 1, frames // 2 + 2, (len(sigma),), generator=generator)
     levels[chosen, frame[chosen]] *= 0.2
     return levels
 
