@@ -43,6 +43,7 @@ from hfq.convert.delta_inspect import describe_delta
 from hfq.convert.provenance import machine, software
 from hfq.convert.recipe import load_recipe
 from hfq.convert.tiny.pipeline import WEIGHTS, load_tiny_pipeline
+from hfq.schema.errors import CalibrationRangeError
 
 FIRST_SEED = 900_000
 CALIBRATION_PROMPTS = 16
@@ -162,7 +163,11 @@ def measure(pairs: int, work: Path) -> dict[str, Any]:
         row: dict[str, Any] = {"arm": arm.name}
         if arm.recipe is not None:
             started = time.monotonic()
-            delta = hfq.quantize(checkpoint, arm.recipe, work / "cal", out=work / f"delta{index}")
+            try:
+                delta = hfq.quantize(checkpoint, arm.recipe, work / "cal", out=work / f"delta{index}")
+            except CalibrationRangeError as error:
+                rows.append({**row, "refused": str(error)})
+                continue
             row["convert_seconds"] = round(time.monotonic() - started, 2)
             described = describe_delta(delta)
             row |= {
@@ -211,6 +216,9 @@ def table(document: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in document["rows"]:
+        if "refused" in row:
+            lines.append(f"| {row['arm']} | refused: {row['refused']} |  |  |  |  |  |  |  |")
+            continue
         errors = row.get("expert_nmse", {})
         shares = []
         for slot in ("shape", "colour", "direction", "shape_colour_direction"):
@@ -245,7 +253,7 @@ def table(document: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=48, help="prompt-seed pairs")
+    parser.add_argument("--pairs", type=int, default=24, help="prompt-seed pairs")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json")
     parser.add_argument("--docs", type=Path, help="Markdown file whose marked part is replaced")
     args = parser.parse_args()

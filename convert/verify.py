@@ -143,37 +143,40 @@ def _refuse_known_role(delta: Delta, base: Checkpoint) -> None:
 def _verify_expert(
     delta: Delta, base: Checkpoint, role: str, result: Verification, progress: Progress
 ) -> Iterator[Mismatch]:
-    expected = delta.base_tensors(role)
-    quantized = set(delta.quantized(role))
+    quantized = frozenset(delta.quantized(role))
     result.tensors[role], result.sites[role] = 0, 0
     result.kept[role] = len(delta.routes[role]) - len(quantized)
     scan = base.experts[role].scan(progress, hash_files=False)
     try:
         for tensor in scan:
-            # Architecture and names were checked against each other on opening; what is left is the delta's own list.
-            if tensor.name not in expected:
-                error = DigestMismatchError(
-                    "the base has a tensor that the delta does not know", where=f"{role} {tensor.name}"
-                )
-                yield Mismatch(role, tensor.name, error)
-                continue
-            result.tensors[role] += 1
-            named = expected[tensor.name]
-            if tensor.bf16_sha256 != named["bf16"] or list(tensor.shape) != named["shape"]:
-                yield Mismatch(role, tensor.name, base_mismatch(delta, role, tensor.name, tensor.bf16_sha256))
-                continue
-            site = tensor.name.removesuffix(".weight")
-            if site in quantized and site != tensor.name:
-                found = _restore(delta, role, site, tensor)
-                result.sites[role] += 1
-                if found is not None:
-                    yield found
+            found = _compare(delta, role, quantized, tensor, result)
+            del tensor  # or it stays in memory while the next one is read
+            if found is not None:
+                yield found
     finally:
         scan.close()
-    for name in expected:
+    for name in delta.base_tensors(role):
         if name not in base.experts[role].names:
             error = DigestMismatchError("the base lacks a tensor of the delta", where=f"{role} {name}")
             yield Mismatch(role, name, error)
+
+
+def _compare(
+    delta: Delta, role: str, quantized: frozenset[str], tensor: ScannedTensor, result: Verification
+) -> Mismatch | None:
+    # Architecture and names were checked against each other on opening; what is left is the delta's own list.
+    named = delta.base_tensors(role).get(tensor.name)
+    if named is None:
+        what = "the base has a tensor that the delta does not know"
+        return Mismatch(role, tensor.name, DigestMismatchError(what, where=f"{role} {tensor.name}"))
+    result.tensors[role] += 1
+    if tensor.bf16_sha256 != named["bf16"] or list(tensor.shape) != named["shape"]:
+        return Mismatch(role, tensor.name, base_mismatch(delta, role, tensor.name, tensor.bf16_sha256))
+    site = tensor.name.removesuffix(".weight")
+    if site not in quantized or site == tensor.name:
+        return None
+    result.sites[role] += 1
+    return _restore(delta, role, site, tensor)
 
 
 def _restore(delta: Delta, role: str, site: str, tensor: ScannedTensor) -> Mismatch | None:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from evaluate import choose_labels, generate
+from evaluate import generate
 from PIL import Image, ImageDraw, ImageFont
 from shapes import prompt_of
 
@@ -24,11 +24,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--first-seed", type=int, default=900_000)
-    parser.add_argument("--order", type=int, default=11, help="seed of the choice of prompts")
     parser.add_argument("--no-labels", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    prompts = [prompt_of(label) for label in choose_labels(args.rows, args.order)]
+    # Every word turns up about equally often; nothing is chosen by its result.
+    labels = torch.tensor([[i % 4, i % 5, (i + i // 4) % 4, i % 3] for i in range(args.rows)])
+    prompts = [prompt_of(label) for label in labels]
     clips = generate(load_tiny_pipeline(args.weights), prompts, args.first_seed, 40, 3.0, args.rows)
     pixels = ((clips.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     side = clips.shape[-1] * ZOOM

@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="FlowMatchEulerDiscreteScheduler")
+    parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="UniPCMultistepScheduler")
     args = parser.parse_args()
     base = load_file(args.run / "base.safetensors")
     for role in ("high_noise", "low_noise"):

@@ -201,7 +201,7 @@ def run_phase(model: Model, phase: str, minutes: float, lr: float, args: argpars
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, initial, strict=True):
             group["lr"] = rate * schedule
-        anchored = args.anchored * max(0.0, 1 - 2 * progress)
+        anchored = args.anchored * max(0.0, 1 - 2 * progress) if phase == "high_noise" else 0.0
         noisy, sigma, rows, wanted, weight = make_batch(
             batch, phase, (args.drop_all, args.drop_one), anchored, generator
         )
