@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Threads that spin on a busy two-core machine cost 3 to 10 times.
 TEST_ENV = OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test check-large results tiny-wan clean install install-dev lint types imports pytest
+.PHONY: demo test check-large results clean install install-dev lint types imports pytest
 
 demo: install
 	$(BIN)/hfq demo

@@ -237,7 +237,7 @@ def base_mismatch(delta: Delta, role: str, name: str, found: str) -> WrongBaseEr
                 where=f"{role} {name}",
                 expected=role,
                 found=other,
-                todo=f"give them as {other}",
+                todo=f"give them as {other}; are the two experts exchanged?",
             )
     return WrongBaseError(
         "not the checkpoint that the delta was made from",

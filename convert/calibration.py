@@ -19,6 +19,7 @@ from hfq.schema.errors import (
     DigestMismatchError,
     MissingPathError,
     MissingTensorError,
+    WrongRoleError,
 )
 
 from .calibration_layout import GroupPlan, plan_groups
@@ -120,16 +121,26 @@ class Calibration:
         """Compare one base tensor's digest with that of the model which was calibrated.
 
         Raises:
+            WrongRoleError: it is that of the other expert.
             CalibrationBaseError: it differs or is unknown there.
         """
         expert = self.document["base"]["experts"].get(role)
         expected = None if expert is None else expert["tensors"].get(name)
+        for other, entry in self.document["base"]["experts"].items():
+            if expected not in (None, bf16_sha256) and entry["tensors"].get(name) == bf16_sha256:
+                raise WrongRoleError(
+                    f"these are the weights that were calibrated as {other}",
+                    where=f"{role} {name}",
+                    expected=role,
+                    found=other,
+                    todo=f"give them as {other}; are the two experts exchanged?",
+                )
         if expected != bf16_sha256:
             raise CalibrationBaseError(
                 "the calibration was made with another model",
                 where=f"{self.path}: {role} {name}",
-                expected=f"{bf16_sha256[:12]}… as in the base",
-                found="no such tensor" if expected is None else f"{expected[:12]}…",
+                expected="no such tensor" if expected is None else f"bf16 digest {expected[:12]}…",
+                found=f"{bf16_sha256[:12]}… in the base",
                 todo="calibrate this model: hfq calibrate MODEL --prompts FILE -o CAL",
             )
 

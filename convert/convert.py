@@ -33,7 +33,7 @@ from .journal import Journal
 from .ops import read_ops
 from .progress import Progress, Silent
 from .provenance import provenance_document
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, load_recipe, preset_names
 from .restore import RestoredSite, transform_weight
 from .routing import Route, route_sites, stages_for
 from .safetensors_writer import SafetensorsWriter, TensorPlan
@@ -88,6 +88,8 @@ def plan_conversion(
         for name, route in expert_routes.items():
             if route.to == "quantize":
                 stages_for(loaded, role, name)
+    if loaded.name in preset_names() and loaded.digest != load_recipe(loaded.name).digest:
+        progress.note(f"the recipe is named {loaded.name} like a preset and is another: give it a name of its own")
     opened, calibrated = None, set[str]()
     if loaded.needs_calibration:
         if calibration is None:

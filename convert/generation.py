@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hfq.schema.errors import MalformedFileError, MissingPathError, UsageError
+from hfq.schema.errors import MalformedFileError, MissingPathError, NonFiniteActivationError, UsageError
 
 from .architecture import Architecture
 from .prompts import check_text
@@ -314,5 +314,11 @@ def run_pipeline(
     frames = pipeline(**arguments).frames
     if not decode:
         return None
+    if not np.isfinite(np.asarray(frames[0])).all():
+        raise NonFiniteActivationError(
+            "the model produced NaN or infinity",
+            where=f"prompt {prompt[:40]!r}",
+            todo="check the checkpoint, or run it in float32 (--dtype float32)",
+        )
     clip: npt.NDArray[np.uint8] = np.round(np.asarray(frames[0]) * 255.0).clip(0, 255).astype(np.uint8)
     return clip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -101,8 +101,25 @@ def is_tiny(folder: Path) -> bool:
     return not (folder / _INDEX).is_file()
 
 
+def _settle_heads(checkpoint: Checkpoint, folder: Path) -> None:
+    """Where the checkpoint does not say the number of attention heads, which no tensor shows, the pipeline does."""
+    architecture = checkpoint.architecture
+    if architecture.heads_known:
+        return
+    for place, key in (("high_noise_model", "num_heads"), ("transformer", "num_attention_heads")):
+        path = folder / place / "config.json"
+        heads = _read_config(path).get(key) if path.is_file() else None
+        if isinstance(heads, int) and heads > 0 and architecture.dim % heads == 0:
+            settled = replace(architecture, num_heads=heads, heads_known=True)
+            checkpoint.architecture = settled
+            for expert in checkpoint.experts.values():
+                expert.architecture = settled
+            return
+
+
 def plan_checkpoint(checkpoint: Checkpoint, folder: Path) -> ModelPlan:
     """Plan the run of an open checkpoint with the other parts in `folder`."""
+    _settle_heads(checkpoint, folder)
     architecture, roles = checkpoint.architecture, tuple(checkpoint.experts)
     if is_tiny(folder):
         from .tiny.pipeline import read_tiny_settings

@@ -23,6 +23,8 @@ __all__ = ["Mismatch", "Verification", "verify"]
 _TELLTALE: Final = "head.head.weight"
 """In every Wan model, and trained: not the same in two experts."""
 
+_LISTED: Final = 20
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -70,8 +72,11 @@ class Verification:
                 role: {"tensors": self.tensors[role], "restored": self.sites[role], "kept": self.kept[role]}
                 for role in self.tensors
             },
+            "mismatch_count": len(self.mismatches),
+            # Of a wrong checkpoint everything differs; the first few say as much as all.
             "mismatches": [
-                {"expert": entry.role, "name": entry.name, **entry.error.to_json()} for entry in self.mismatches
+                {"expert": entry.role, "name": entry.name, **entry.error.to_json()}
+                for entry in self.mismatches[:_LISTED]
             ],
         }
 

@@ -5,6 +5,7 @@ Here, and nowhere else, a failure becomes one line and an exit code.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -85,6 +86,9 @@ def run(arguments: list[str]) -> int:
         return 0
     except (click.Abort, KeyboardInterrupt):
         return _fail(InterruptedRunError.code, InterruptedRunError.exit_code, "interrupted", as_json)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
     except click.ClickException as error:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -97,7 +101,9 @@ def run(arguments: list[str]) -> int:
             return _fail(as_json=as_json, **error.to_json())
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
-            return _fail("os-error", 1, f"{where}{error.strerror or error}", as_json)
+            full = "; free some space, then run the same command again, with --resume if it has one"
+            todo = full if error.errno == errno.ENOSPC else ""
+            return _fail("os-error", 1, f"{where}{error.strerror or error}{todo}", as_json)
         message = f"internal error, please report it: {type(error).__name__}: {error} (HFQ_DEBUG=1 shows where)"
         return _fail("internal", 1, message, as_json)
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from shapes import SLOTS, draw_clips, random_labels
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 BOUNDARY = 0.875
 SHIFT = 3.0
@@ -73,7 +73,9 @@ class PlainAttention:
     ) -> Tensor:
         def norm(x: Tensor, weight: Tensor) -> Tensor:
             x = x.float()
-            return (x * torch.rsqrt((x * x).mean(-1, keepdim=True) + CONFIG["eps"]) * weight).unflatten(2, (heads, -1))
+            x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + float(CONFIG["eps"])) * weight
+            parted: Tensor = x.unflatten(2, (heads, -1))
+            return parted
 
         def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
@@ -103,7 +105,8 @@ class Model(nn.Module):
         self.text = TextTables(TEXT_DIM)
 
     def forward(self, noisy: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-        return self.transformer(noisy, sigma * 1000.0, self.text(rows), return_dict=False)[0]
+        flow: Tensor = self.transformer(noisy, sigma * 1000.0, self.text(rows), return_dict=False)[0]
+        return flow
 
 
 def sample_sigma(count: int, phase: str, generator: torch.Generator) -> Tensor:
@@ -168,7 +171,7 @@ def make_optimizers(model: Model, lr: float, muon_factor: float, train_text: boo
     return found
 
 
-def average_over_workers(parameters: list[nn.Parameter], *values: float) -> list[float]:
+def average_over_workers(parameters: list[Tensor], *values: float) -> list[float]:
     """Average the gradients in place, and `values`, over all workers: one message."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor(values)])
@@ -190,7 +193,8 @@ def run_phase(model: Model, phase: str, minutes: float, lr: float, args: argpars
     initial = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     average = Model()
     average.load_state_dict(model.state_dict())
-    source, target = list(model.parameters()), list(average.parameters())
+    source: list[Tensor] = list(model.parameters())
+    target: list[Tensor] = list(average.parameters())
     start = saved = time.monotonic()
     seconds = total = 0.0
     step = 0
@@ -303,9 +307,10 @@ def main() -> None:
     for phase in ("base", *args.experts.split(",")):
         (args.out / f"rendezvous-{phase}").unlink(missing_ok=True)
     if "base" in phases:
-        mp.spawn(train_base, args=(args,), nprocs=args.workers)
+        spawn(train_base, args=(args,), nprocs=args.workers)
     if "experts" in phases:
-        mp.spawn(train_expert, args=(args,), nprocs=len(args.experts.split(",")) * args.expert_workers)
+        count = len(args.experts.split(",")) * args.expert_workers
+        spawn(train_expert, args=(args,), nprocs=count)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,8 +27,6 @@ CALIBRATION_PROMPTS: Final = (
     "a green square moving right over a gray background",
     "a blue triangle moving up over a white background",
     "a yellow cross moving down over a black background",
-    "a purple circle moving right over a white background",
-    "a red triangle moving down over a gray background",
 )
 # Not among the calibration prompts: a clip of one of these would flatter the recipe.
 CLIP_PROMPT: Final = "a blue square moving right over a black background"
@@ -198,6 +195,8 @@ def _summary(document: dict[str, Any]) -> str:
     lines.append(f"  clips        {clips}: {document['psnr_db']:.1f} dB PSNR")
     lines.append(f"  registry     delta:{document['delta'][:12]} = tiny@demo")
     lines.append(f"  time         {format_seconds(document['seconds'])}")
-    if sys.platform != "win32":
-        lines.append(f"\nEverything is in {document['folder']}; remove the folder when you have seen it.")
+    lines.append(
+        f"\nEverything is in {document['folder']}, report.html among it; remove the folder when you have seen it.\n"
+        f"To go on there: cd {document['folder']} && export HFQ_REGISTRY=$PWD/registry.sqlite"
+    )
     return "\n".join(lines)

@@ -34,13 +34,12 @@ def verify_command(delta: str, base: str, expert: str | None, role: str | None, 
             f"{result.kept[name]} kept"
             for name in result.tensors
         ]
-        emit(result.to_json(), "\n".join(lines), as_json)
-    if len(result.mismatches) > 1:
-        click.echo(f"{len(result.mismatches)} digests differ; the first:", err=True)
+        document = result.to_json()
+        if result.mismatches:
+            document["error"] = result.mismatches[0].error.to_json()
+        emit(document, "\n".join(lines), as_json)
     if result.mismatches:
-        if as_json:
-            # The mismatches are in the document on stdout already; a second document there would break its reader.
-            error = result.mismatches[0].error
-            click.echo(f"hfq: {error} [{error.code}]", err=True)
-            raise click.exceptions.Exit(error.exit_code)
-        result.raise_first()
+        error, others = result.mismatches[0].error, len(result.mismatches) - 1
+        also = f" (and {others} more)" if others else ""
+        click.echo(f"hfq: {error}{also} [{error.code}]", err=True)
+        raise click.exceptions.Exit(error.exit_code)

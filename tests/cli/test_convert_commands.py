@@ -180,7 +180,9 @@ def test_a_note_about_an_unneeded_calibration_is_on_stderr(
 def test_ctrl_c_leaves_work_that_can_be_resumed(small_base: Path, tmp_path: Path, capsys: Capture) -> None:
     out, journal = tmp_path / "delta", tmp_path / "delta.partial/journal.jsonl"
     slow = (
-        "import sys, time\nfrom hfq.convert.journal import Journal\nfrom hfq.cli import run\nadd = Journal.add\n"
+        # A background job of a shell starts with Ctrl-C ignored.
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from hfq.convert.journal import Journal\nfrom hfq.cli import run\nadd = Journal.add\n"
         "def slowly(self, entry, state):\n    add(self, entry, state)\n    time.sleep(0.1)\nJournal.add = slowly\n"
         "sys.exit(run(sys.argv[1:]))\n"
     )

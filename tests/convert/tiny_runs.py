@@ -16,7 +16,7 @@ from hfq.convert.progress import Silent
 from hfq.convert.prompts import Prompt
 
 STEPS = 4
-"""With the tiny model's shift and boundary: one for high noise, three for low noise."""
+"""Enough that both of the tiny model's experts get steps."""
 
 
 def calibrated(
