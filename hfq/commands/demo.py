@@ -64,13 +64,18 @@ def demo_command(out: str | None, as_json: bool) -> None:
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
     """Work in `folder`, with a registry of its own."""
-    before, registry = Path.cwd(), os.environ.get("HFQ_REGISTRY")
+    import torch
+
+    before, registry, threads = Path.cwd(), os.environ.get("HFQ_REGISTRY"), torch.get_num_threads()
     os.chdir(folder)
+    # The tiny model's operations are too small to share: on a busy machine a second thread costs several times.
+    torch.set_num_threads(1)
     os.environ["HFQ_REGISTRY"] = str(folder / "registry.sqlite")
     try:
         yield
     finally:
         os.chdir(before)
+        torch.set_num_threads(threads)
         if registry is None:
             del os.environ["HFQ_REGISTRY"]
         else:
