@@ -107,5 +107,6 @@ def test_peak_memory_is_flat(scratch: Path, dtype: str, figures: dict[str, Any])
             assert peak < LIMIT
         shutil.rmtree(model)
     for name, found in peaks.items():
-        # The delta's documents grow with the model; nothing else may.
-        assert found[6] - found[2] < 100_000_000, name
+        # Four more blocks hold 2.8 GB in BF16 and 5.6 GB in F32. One run twice differs by up to 0.2 GB: which of the
+        # largest weight's copies overlap depends on the threads.
+        assert found[6] - found[2] < 300_000_000, name
