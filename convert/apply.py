@@ -21,6 +21,7 @@ from hfq.schema.errors import (
 
 from .bf16 import to_bf16
 from .checkpoint import Checkpoint
+from .clip import TimestepClock
 from .delta import Delta, load_delta
 from .keymap import to_diffusers
 from .linear import QuantizedLinear
@@ -262,6 +263,7 @@ def _apply_one(delta: Delta, role: str, names: _Names, source: _ModuleSource | _
     for name in delta.base_tensors(role):
         if name not in quantized:
             _set_kept(module, names.local[name], source.read(name), isinstance(source, _CheckpointSource))
+    clock: TimestepClock | None = None
     for site, (local, linear) in names.linears.items():
         try:
             restored = restore_site(delta, role, site, source.read(f"{site}.weight"))
@@ -273,8 +275,13 @@ def _apply_one(delta: Delta, role: str, names: _Names, source: _ModuleSource | _
                 found=error.found,
                 todo="load the model again, and do not use this delta",
             ) from None
+        if restored.ops.clip is not None and clock is None:
+            # Every site of an expert has the same edges, which reading the delta has checked.
+            clock = TimestepClock(role, restored.ops.clip.edges)
+            clock.install(module)
         parent, _, leaf = local.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, QuantizedLinear(restored, linear, role=role, site=site))
+        replacement = QuantizedLinear(restored, linear, role=role, site=site, clock=clock)
+        setattr(module.get_submodule(parent), leaf, replacement)
         yield Replaced(role, site, local, delta.routes[role][site].reason)
 
 

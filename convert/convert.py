@@ -6,107 +6,41 @@ are done while it is in memory. Peak memory is a small multiple of the largest w
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.documents import validate
-from hfq.schema.errors import HfqError, MissingCalibrationError, ResumeMismatchError, UnreadableFileError
-from hfq.schema.version import VERSION
+from hfq.schema.errors import HfqError, ResumeMismatchError, UnreadableFileError
 
 from .architecture import Site
 from .atomic import publish_folder, refuse_existing, write_file
-from .calibration import Calibration, GroupStatistics, load_calibration
+from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
+from .clip_choice import choose_headrooms, error_at
+from .conversion_plan import Plan, dry_run, journal_inputs, plan_conversion
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
-from .delta_inspect import routing_table
 from .identity import FileWitness, Identity
 from .journal import Journal
-from .ops import read_ops
 from .progress import Progress, Silent
 from .provenance import provenance_document
-from .recipe import Recipe, load_recipe, preset_names
-from .restore import RestoredSite, transform_weight
-from .routing import Route, route_sites, stages_for
+from .recipe import Recipe
+from .routing import stages_for
 from .safetensors_writer import SafetensorsWriter, TensorPlan
 from .scan import ScannedTensor
-from .site_error import measure_site, report_document
-from .stages import STAGES, StageInput
-from .weights import NUMERICS, check_finite, quantize_weight, site_digest
+from .site_conversion import convert_site
+from .site_error import report_document
+from .stage_rules import NEEDS_CALIBRATION
+from .weights import NUMERICS, check_finite
 
 __all__ = ["Conversion", "dry_run", "quantize"]
 
-_SITE_BYTES: Final = 700
-_TENSOR_BYTES: Final = 160
-_RUNTIME_BYTES: Final = 450_000_000
-
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32, "uint8": torch.uint8}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be done, known before any weight is read.
-
-    Attributes:
-        recipe: normalised.
-        routes: role -> site -> route.
-        sites: role -> site name -> Site.
-        calibration: None when the recipe needs none.
-        calibrated: experts whose statistics are used.
-    """
-
-    recipe: Recipe
-    routes: dict[str, dict[str, Route]]
-    sites: dict[str, dict[str, Site]]
-    calibration: Calibration | None
-    calibrated: frozenset[str]
-
-
-def plan_conversion(
-    checkpoint: Checkpoint,
-    recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
-    calibration: str | os.PathLike[str] | Calibration | None,
-    progress: Progress,
-) -> Plan:
-    """Check everything that can be checked without reading weights.
-
-    Raises:
-        RecipeError and subclasses, MissingCalibrationError, CalibrationBaseError, DigestMismatchError
-    """
-    loaded = load_recipe(recipe)
-    sites = {role: {site.name: site for site in expert.sites} for role, expert in checkpoint.experts.items()}
-    routes = route_sites(loaded, {role: list(named) for role, named in sites.items()})
-    for role, expert_routes in routes.items():
-        for name, route in expert_routes.items():
-            if route.to == "quantize":
-                stages_for(loaded, role, name)
-    if loaded.name in preset_names() and loaded.digest != load_recipe(loaded.name).digest:
-        progress.note(f"the recipe is named {loaded.name} like a preset and is another: give it a name of its own")
-    opened, calibrated = None, set[str]()
-    if loaded.needs_calibration:
-        if calibration is None:
-            raise MissingCalibrationError(
-                f"the recipe {loaded.name} needs activation statistics",
-                todo="calibrate once: hfq calibrate MODEL --prompts FILE -o CAL, then --calibration CAL",
-            )
-        opened = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
-        opened.verify_bytes()
-        for role, named in sites.items():
-            for site in named.values():
-                if routes[role][site.name].to == "quantize" and stages_for(loaded, role, site.name):
-                    opened.check_group(role, site.input_group, site.in_features)
-                    calibrated.add(role)
-    elif calibration is not None:
-        progress.note(f"the recipe {loaded.name} needs no calibration; the given one is ignored")
-    return Plan(loaded, routes, sites, opened, frozenset(calibrated))
 
 
 def quantize(
@@ -139,7 +73,7 @@ def quantize(
     destination = Path(out)
     partial = refuse_existing(destination, resume=resume)
     plan = plan_conversion(checkpoint, recipe, calibration, shown)
-    journal = Journal(partial, _inputs(checkpoint, plan))
+    journal = Journal(partial, journal_inputs(checkpoint, plan))
     try:
         Conversion(checkpoint, plan, journal, shown, hash_files=hash_files).run()
     except BaseException as error:
@@ -153,55 +87,6 @@ def quantize(
         journal.close()
     publish_folder(partial, destination)
     return load_delta(destination)
-
-
-def dry_run(
-    checkpoint: Checkpoint,
-    recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
-    calibration: str | os.PathLike[str] | Calibration | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """What `quantize` would do, without reading a weight: recipe, routing, predicted delta size and peak memory.
-
-    Raises:
-        what `plan_conversion` raises
-    """
-    plan = plan_conversion(checkpoint, recipe, calibration, progress or Silent())
-    state = elements = documents = 0
-    for role, routes in plan.routes.items():
-        for site, route in routes.items():
-            documents += _SITE_BYTES
-            if route.to == "quantize":
-                stages = stages_for(plan.recipe, role, site)
-                state += sum(4 * plan.sites[role][site].in_features for stage in stages if stage["kind"] == "smooth")
-    base = 0
-    for expert in checkpoint.experts.values():
-        for name in expert.names:
-            count = math.prod(expert.info(name).shape)
-            base, elements = base + 2 * count, max(elements, count)
-            documents += _TENSOR_BYTES
-    return {
-        "recipe": plan.recipe.name,
-        "routing": routing_table(plan.routes),
-        "delta_bytes": state + documents,
-        "base_bytes": base,
-        # Copies of the largest weight in several forms; `make check-large` measured at most 1.7 GB at 14B widths.
-        "peak_bytes": _RUNTIME_BYTES + 18 * elements,
-    }
-
-
-def _inputs(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    return {
-        "hfq": VERSION,
-        "numerics": NUMERICS,
-        # Values are compared site by site, when they are read.
-        "base": {
-            role: {name: list(expert.info(name).shape) for name in expert.names}
-            for role, expert in checkpoint.experts.items()
-        },
-        "recipe": dict(plan.recipe.document),
-        "calibration": None if plan.calibration is None else plan.calibration.id,
-    }
 
 
 class Conversion:
@@ -227,12 +112,13 @@ class Conversion:
             identities[role], witnesses[role] = scan.identity, scan.witnesses
         partial = self._journal.partial
         state = self._write_state(partial / STATE)
-        document = self._document(identities, state)
+        headrooms = self._choose_headrooms()
+        document = self._document(identities, state, headrooms)
         validate(document, "ptq-state", DOCUMENT)
         errors: dict[str, dict[str, Any]] = {role: {} for role in self._plan.routes}
         for role, site in self._quantized():
-            errors[role][site] = self._done(role, site)["error"]
-        report = validate(report_document(document["id"], errors), "report", REPORT)
+            errors[role][site] = self._error(role, site, headrooms)
+        report = validate(report_document(document["id"], errors, self._plan.warnings), "report", REPORT)
         provenance = provenance_document(
             document["id"],
             self._checkpoint,
@@ -269,35 +155,28 @@ class Conversion:
             )
 
     def _convert(self, role: str, site: Site, tensor: ScannedTensor) -> None:
-        recipe, where = self._plan.recipe, f"{role} {site.name}"
+        where = f"{role} {site.name}"
         check_finite(tensor.bf16, where)
-        stages = stages_for(recipe, role, site.name)
-        statistics = self._read_statistics(role, site) if stages else None
-        state: dict[str, Tensor] = {}
-        ops: list[dict[str, Any]] = []
-        for options in stages:
-            weight = transform_weight(tensor.bf16, read_ops([*ops, {"op": "qdq"}], state, site.in_features, where)[0])
-            result = STAGES[options["kind"]](StageInput(site, weight, statistics, options, where))
-            state.update(result.state)
-            ops.append(dict(result.op))
-        ops.append({"op": "qdq", **recipe.activation})
-        built, activation = read_ops(ops, state, site.in_features, where)
-        quantized = quantize_weight(transform_weight(tensor.bf16, built), recipe.weight, where)
-        digest = site_digest(quantized, recipe.weight, state)
-        restored = RestoredSite(quantized, built, activation, digest)
-        inputs = _pooled_inputs(statistics)
+        stages = stages_for(self._plan.recipe, role, site.name)
+        measured = any(stage["kind"] in NEEDS_CALIBRATION for stage in stages)
+        statistics = self._read_statistics(role, site) if measured else None
+        found = convert_site(
+            site, tensor.bf16, self._plan.recipe, stages, statistics, self._plan.edges.get(role), where
+        )
         entry = {
             "role": role,
             "site": site.name,
             "weight": tensor.bf16_sha256,
-            "digest": digest,
-            "ops": ops,
-            "error": measure_site(tensor.bf16, restored, inputs),
+            "digest": found.digest,
+            "ops": found.ops,
+            "error": found.error,
+            "search": found.search,
             "state": {
-                name: [str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in state.items()
+                name: [str(value.dtype).removeprefix("torch."), list(value.shape)]
+                for name, value in found.state.items()
             },
         }
-        self._journal.add(entry, state)
+        self._journal.add(entry, found.state)
 
     def _read_statistics(self, role: str, site: Site) -> GroupStatistics:
         assert self._plan.calibration is not None
@@ -314,6 +193,32 @@ class Conversion:
         entry = self._journal.get(role, site)
         assert entry is not None
         return entry
+
+    def _choose_headrooms(self) -> dict[tuple[str, str], list[float]]:
+        """(role, site) -> headroom per timestep bin, for sites with a clip."""
+        searches: dict[str, dict[str, Any]] = {}
+        scopes: dict[str, str] = {}
+        for role, site in self._quantized():
+            search = self._done(role, site)["search"]
+            if search is not None:
+                stages = stages_for(self._plan.recipe, role, site)
+                scope = next(stage["scope"] for stage in stages if stage["kind"] == "clip")
+                # One choice for both experts is a choice among the experts whose stage says so.
+                name = site if scope == "global" else f"{role} {site}"
+                searches.setdefault(name, {})[role] = search
+                scopes[name] = scope
+        return {
+            (role, name.rpartition(" ")[2]): headroom
+            for name, found in searches.items()
+            for role, headroom in choose_headrooms(found, scopes[name]).items()
+        }
+
+    def _error(self, role: str, site: str, headrooms: Mapping[tuple[str, str], list[float]]) -> dict[str, Any]:
+        done = self._done(role, site)
+        if done["search"] is None:
+            return dict(done["error"])
+        error, power = error_at(done["search"], headrooms[role, site])
+        return {**done["error"], "output_error": error, "output_power": power}
 
     def _write_state(self, path: Path) -> dict[str, Any]:
         """Join the sites' tensors into the state file, sorted by name; returns the document's `state`."""
@@ -332,7 +237,12 @@ class Conversion:
                     writer.write(plan.name, file.read(local))
         return {"sha256": writer.sha256, "size_bytes": writer.size_bytes, "tensors": len(plans)}
 
-    def _document(self, identities: Mapping[str, Identity], state: Mapping[str, Any]) -> dict[str, Any]:
+    def _document(
+        self,
+        identities: Mapping[str, Identity],
+        state: Mapping[str, Any],
+        headrooms: Mapping[tuple[str, str], list[float]],
+    ) -> dict[str, Any]:
         recipe, calibration = self._plan.recipe, self._plan.calibration
         sites: dict[str, dict[str, Any]] = {}
         for role, routes in self._plan.routes.items():
@@ -341,7 +251,10 @@ class Conversion:
                 found: dict[str, Any] = {"route": route.to, "rule": route.rule, "reason": route.reason}
                 if route.to == "quantize":
                     done = self._done(role, site)
-                    found |= {"weight": dict(recipe.weight), "ops": done["ops"], "digest": done["digest"]}
+                    ops = [
+                        {**op, "headroom": headrooms[role, site]} if op["op"] == "clip" else op for op in done["ops"]
+                    ]
+                    found |= {"weight": dict(recipe.weight), "ops": ops, "digest": done["digest"]}
                 sites[role][site] = found
         document: dict[str, Any] = {
             "schema": "hfq.ptq-state/1",
@@ -368,9 +281,3 @@ class Conversion:
         }
         document["id"] = content_id(document)
         return document
-
-
-def _pooled_inputs(statistics: GroupStatistics | None) -> Tensor | None:
-    if statistics is None or not statistics.inputs:
-        return None
-    return torch.cat([statistics.inputs[index] for index in sorted(statistics.inputs)])

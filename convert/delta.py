@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from hfq.schema.documents import read_document
@@ -110,6 +111,17 @@ class Delta:
     def state(self, role: str, site: str) -> dict[str, Tensor]:
         """A site's stored tensors by local name."""
         return {name: self._state.read(state_name(role, site, name)) for name in self._local.get((role, site), [])}
+
+    def state_outline(self, role: str, site: str) -> dict[str, Tensor]:
+        """As `state`, with stored codes on the meta device: gigabytes whose values only restoring needs."""
+        found = {}
+        for name in self._local.get((role, site), []):
+            entry = self._state.tensors[state_name(role, site, name)]
+            if entry.dtype == "U8":
+                found[name] = torch.empty(entry.shape, dtype=torch.uint8, device="meta")
+            else:
+                found[name] = self._state.read(state_name(role, site, name))
+        return found
 
     def close(self) -> None:
         """Close the state file."""

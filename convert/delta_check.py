@@ -19,10 +19,10 @@ from hfq.schema.errors import (
 
 from .derive import derive_architecture
 from .identity import bf16_root_of
-from .ops import read_ops
+from .op_check import ClipCheck, check_ops, check_sizes
 from .recipe import Recipe
 from .routing import route_sites, stages_for
-from .stages import OPS
+from .site_ops import read_ops
 
 if TYPE_CHECKING:
     from .delta import Delta
@@ -106,12 +106,7 @@ def _check_routes(recipe: Recipe, sites: Mapping[str, Mapping[str, Mapping[str, 
                     expected=dict(recipe.weight),
                     found=entry["weight"],
                 )
-            ops = [dict(OPS[stage["kind"]]) for stage in stages_for(recipe, role, site)]
-            ops.append({"op": "qdq", **recipe.activation})
-            if entry["ops"] != ops:
-                raise InconsistentDeltaError(
-                    "ops that do not follow from the recipe", where=place, expected=ops, found=entry["ops"]
-                )
+            check_ops(recipe, stages_for(recipe, role, site), entry["ops"], place)
 
 
 def _check_state(delta: Delta, where: str) -> None:
@@ -128,7 +123,14 @@ def _check_state(delta: Delta, where: str) -> None:
     for role, site in delta.state_sites:
         if site not in quantized.get(role, ()):
             raise UnexpectedTensorError("a state tensor of no quantized site", where=f"{where}: {role}/{site}")
+    clips = ClipCheck()
     for role in delta.roles:
         for site in delta.quantized(role):
-            in_features = int(delta.base_tensors(role)[f"{site}.weight"]["shape"][1])
-            read_ops(delta.site(role, site)["ops"], delta.state(role, site), in_features, f"{where}: {role} {site}")
+            out_features, in_features = delta.base_tensors(role)[f"{site}.weight"]["shape"]
+            place = f"{where}: {role} {site}"
+            ops = read_ops(
+                delta.site(role, site)["ops"], delta.state_outline(role, site), (out_features, in_features), place
+            )
+            stages = stages_for(delta.recipe, role, site)
+            check_sizes(stages, ops, place)
+            clips.see(role, site, stages, ops.clip, place)

@@ -12,10 +12,10 @@ from typing import Any
 from hfq.schema.documents import read_document
 
 from .delta import REPORT, STATE, Delta, load_delta
-from .routing import Route
+from .routing import Route, stages_for
 from .site_error import block_of
 
-__all__ = ["describe_delta", "error_lines", "inspect_delta", "routing_lines", "routing_table", "short_id"]
+__all__ = ["clip_lines", "describe_delta", "error_lines", "inspect_delta", "routing_lines", "routing_table", "short_id"]
 
 
 def short_id(delta_id: str) -> str:
@@ -70,8 +70,9 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
     """A JSON-able summary: id, recipe, base roots, calibration, routing, sizes, bits per weight, errors."""
     report_path = delta.path / REPORT
     report = read_document(report_path, "report") if report_path.is_file() else None
-    errors = {}
+    errors, warnings = {}, []
     if report is not None and report["delta"] == delta.id:
+        warnings = report["warnings"]
         errors = {
             role: {"weight_nmse": entry["weight_nmse"], "output_nmse": entry["output_nmse"]}
             for role, entry in report["experts"].items()
@@ -103,6 +104,9 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
         "experts": experts,
         "routing": routing_table(delta.routes),
         "error": errors,
+        "stages": [str(stage["kind"]) for stage in delta.recipe.stages],
+        "clip": _clip_counts(delta),
+        "warnings": warnings,
         "delta_bytes": sum(path.stat().st_size for path in delta.path.iterdir() if path.is_file()),
         "state_bytes": state_bytes,
         "base_bytes": base_bytes,
@@ -111,19 +115,49 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
     }
 
 
+def _clip_counts(delta: Delta) -> dict[str, list[dict[str, int]]]:
+    """role -> per timestep bin, how many linears have each headroom; empty without a clip stage."""
+    found: dict[str, list[dict[str, int]]] = {}
+    for role in delta.roles:
+        for site in delta.quantized(role):
+            for op in delta.site(role, site)["ops"]:
+                if op["op"] == "clip":
+                    counts = found.setdefault(role, [{} for _ in op["headroom"]])
+                    for index, headroom in enumerate(op["headroom"]):
+                        name = f"{headroom:.2f}"
+                        counts[index][name] = counts[index].get(name, 0) + 1
+    return {role: [dict(sorted(bin_.items())) for bin_ in counts] for role, counts in found.items()}
+
+
+def clip_lines(counts: Mapping[str, list[dict[str, int]]]) -> list[str]:
+    """The counts as text, one line per expert and timestep bin."""
+    return [
+        f"clip        {role}, bin {index}: " + ", ".join(f"{name} in {count}" for name, count in bin_.items())
+        for role, bins in counts.items()
+        for index, bin_ in enumerate(bins)
+    ]
+
+
 def _restored_bits(delta: Delta) -> float | None:
-    """Bits per weight of the packed form: 4.5 for HiFloat4 in whole groups, 8 for HiFloat8, scales included."""
+    """Bits per weight of the packed form: 4.5 for HiFloat4 in whole groups, 8 for HiFloat8, scales included, and 16 for
+    what stays in BF16 beside it."""
     bits = weights = 0
     for role in delta.roles:
         for site in delta.quantized(role):
             rows, columns = delta.base_tensors(role)[f"{site}.weight"]["shape"]
+            weights += rows * columns
+            for stage in stages_for(delta.recipe, role, site):
+                if stage["kind"] == "outlier_columns":
+                    bits += 16 * rows * int(stage["k"])
+                    columns -= int(stage["k"])
+                elif stage["kind"] == "lowrank":
+                    bits += 16 * int(stage["rank"]) * (rows + columns)
             options = delta.site(role, site)["weight"]
             if options["format"] == "hif4":
                 bits += rows * -(-columns // 64) * 288
             else:
                 scales = {"none": 1, "tensor": 1, "row": rows}[options["scale"]]
                 bits += rows * columns * 8 + scales * 32
-            weights += rows * columns
     return bits / weights if weights else None
 
 
@@ -146,7 +180,10 @@ def inspect_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
         if calibration is None
         else f"calibration {calibration['id'][:12]}…, {len(calibration['prompts'])} prompts"
     )
+    if found["stages"]:
+        lines.append(f"stages      {', '.join(found['stages'])}")
     lines += routing_lines(found["routing"])
+    lines += clip_lines(found["clip"])
     lines.append(
         f"stored      {found['state_bytes']} bytes of state, "
         f"{found['stored_bits_per_weight']:.4f} bits per quantized weight"
@@ -154,6 +191,7 @@ def inspect_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     if found["restored_bits_per_weight"] is not None:
         lines.append(f"restored    {found['restored_bits_per_weight']:.4f} bits per quantized weight when packed")
     lines += error_lines(found["error"])
+    lines += [f"warning     {text}" for text in found["warnings"]]
     return found, "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from hfq.schema.errors import UsageError
 
-from .ops import MaskOp
-from .restore import RestoredSite
+from .clip import Clip, TimestepClock
+from .exact import ExactBuffers
+from .ops import MaskOp, Op
+from .restore import RestoredSite, effective_weight
 from .weights import quantize_activation
 
 __all__ = ["QuantizedLinear", "ReadOnlyWeight"]
 
-_HOLD_OPERAND: Final = (torch.bfloat16, torch.float32, torch.float64)
 _ADVICE: Final = "write to the base instead and convert again, or remove the delta by reloading the model"
 
 
@@ -88,51 +89,59 @@ def _same_storage(left: Tensor, right: Tensor) -> bool:
     return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
 
-class QuantizedLinear(nn.Linear):
-    """An nn.Linear whose product is `Q(x * m) Q(W / m)^T + b`.
+class QuantizedLinear(ExactBuffers, nn.Linear):
+    """An nn.Linear whose product is `Q(x) Q(W)^T + b` behind the ops of its site, plus what their branches add.
 
     `.weight` is the effective weight in the original basis, computed when asked for, read-only. `state_dict` has the
     keys of an nn.Linear; loading a state dict accepts that weight and the bias, and refuses any other weight. The
-    quantized operand and the mask are buffers outside `state_dict`: they follow `.to(device)` and offloading. The mask
-    keeps its fp32 bits under any `.to(dtype)`. The operand becomes bfloat16, float32 or float64, which hold it
-    exactly; under any other dtype, float16 among them, it stays as it is and only the result is rounded to the dtype
-    of the input.
+    quantized operand and the tensors of the ops are buffers outside `state_dict`, whose bits no cast changes (see
+    `ExactBuffers`); under float16 only the result is rounded to the dtype of the input.
 
     Attributes:
         site: original Wan name.
         role: expert.
+        clip: headroom per timestep bin, or None.
+        clock: tells the current bin; None without a clip.
     """
 
     operand: Tensor
-    mask_bits: Tensor | None
+    ops: nn.ModuleList
 
-    def __init__(self, restored: RestoredSite, source: nn.Linear, *, role: str, site: str) -> None:
+    def __init__(
+        self,
+        restored: RestoredSite,
+        source: nn.Linear,
+        *,
+        role: str,
+        site: str,
+        clock: TimestepClock | None = None,
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = source.in_features, source.out_features
         self.role, self.site = role, site
-        self.activation = dict(restored.activation)
+        self.activation = dict(restored.ops.activation)
+        self.clip: Clip | None = restored.ops.clip
+        self.clock = clock if self.clip is not None else None
         device, dtype = _place(source)
-        self.register_buffer("operand", restored.operand().to(device=device, dtype=dtype), persistent=False)
-        masks = [op.mask for op in restored.ops if isinstance(op, MaskOp)]
-        if len(masks) > 1 or len(masks) != len(restored.ops):
-            raise UsageError("more ops than this release runs", where=f"{role} {site}", found=len(restored.ops))
-        # int32, so that nothing which casts floating-point tensors can round it.
-        bits = masks[0].view(torch.int32).to(device) if masks else None
-        self.register_buffer("mask_bits", bits, persistent=False)
+        operand = restored.operand().to(device)
+        self.hold("operand", operand)
+        self.operand = operand.to(dtype)
+        self.ops = nn.ModuleList(restored.ops.ops).to(device)
         self.register_parameter("bias", source.bias)
         self.training = source.training
+
+    def _chain(self) -> list[Op]:
+        return cast("list[Op]", list(self.ops))
 
     @property
     def mask(self) -> Tensor | None:
         """The channel mask, fp32 [in_features], or None."""
-        return None if self.mask_bits is None else self.mask_bits.view(torch.float32)
+        return next((op.mask for op in self._chain() if isinstance(op, MaskOp)), None)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """Effective weight [out_features, in_features] in the original basis and the module's dtype; read-only."""
-        effective, mask = self.operand.float(), self.mask
-        if mask is not None:
-            effective = effective * mask
+        effective = effective_weight(self.operand.float(), self._chain())
         return effective.to(self.operand.dtype).as_subclass(ReadOnlyWeight)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -143,45 +152,53 @@ class QuantizedLinear(nn.Linear):
         super().__setattr__(name, value)
 
     def quantize_input(self, x: Tensor) -> Tensor:
-        """The input [..., in_features] as it is multiplied: BF16, masked, quantized; BF16."""
+        """The input [..., in_features] as it is multiplied: BF16, through the ops, quantized; BF16."""
         x = x.to(torch.bfloat16)
-        mask = self.mask
-        if mask is not None:
-            x = MaskOp(mask).on_activation(x)
-        return quantize_activation(x, self.activation)
+        for op in self._chain():
+            x = op.on_activation(x)
+        return self._quantize(x)
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        return quantize_activation(x, self.activation, 1.0 if self.clip is None else self._headroom(self.clip))
+
+    def _headroom(self, clip: Clip) -> float:
+        if self.clock is None:
+            raise UsageError(
+                "the clip of this linear depends on the timestep, and nothing tells it",
+                where=f"{self.role} {self.site}",
+                todo="put the delta on the whole transformer with hfq.apply",
+            )
+        return clip.headroom[self.clock.consult(self.site)]
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features] in the module's dtype; float16 for a float16 input or autocast."""
-        x, device = self.quantize_input(input), input.device.type
+        device = input.device.type
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
             # Autocast would round both operands to float16, which does not hold them.
             with torch.autocast(device, enabled=False):
-                return self._multiply(x).to(torch.float16)
-        product = self._multiply(x)
+                return self._multiply(input).to(torch.float16)
+        product = self._multiply(input)
         return product.to(torch.float16) if input.dtype == torch.float16 else product
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(self.operand.dtype)
-        return F.linear(x.to(self.operand.dtype), self.operand, bias)
+    def _multiply(self, input: Tensor) -> Tensor:
+        dtype = self.operand.dtype
+        x, branches = input.to(torch.bfloat16), []
+        for op in self._chain():
+            branch = op.branch(x, dtype)
+            if branch is not None:
+                branches.append(branch)
+            x = op.on_activation(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        product = F.linear(self._quantize(x).to(dtype), self.operand, bias)
+        for branch in branches:
+            product = product + branch
+        return product
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         formats = ", ".join(f"{key}={value}" for key, value in self.activation.items())
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, site={self.site}, activation=({formats})"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
-        operand, bits = self.operand, self.mask_bits
-
-        def exactly(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            lossy = (tensor is operand and moved.dtype not in _HOLD_OPERAND) or (
-                tensor is bits and moved.dtype != torch.int32
-            )
-            return tensor.to(moved.device) if lossy else moved
-
-        super()._apply(exactly, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight.as_subclass(Tensor)
@@ -204,7 +221,7 @@ class QuantizedLinear(nn.Linear):
         if given is None:
             if strict:
                 missing_keys.append(key)
-        elif given.shape != self.operand.shape or not torch.equal(
+        elif given.shape != (self.out_features, self.in_features) or not torch.equal(
             given.to(self.operand), self.weight.as_subclass(Tensor)
         ):
             error_msgs.append(f"{key}: the weight of a quantized linear is read-only; {_ADVICE}")

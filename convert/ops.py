@@ -1,52 +1,77 @@
 """Runtime ops: what a delta says happens to a site's weight once and to its input at every call.
 
-An op is a pair of functions that undo each other's effect on the product, so that before quantization the linear's
-output is unchanged. Restoring applies the same ops in the same order, from stored tensors, with arithmetic that no
-library or thread count changes: elementwise fp32, rounded once.
+An op changes weight and input so that the linear's output stays what it was, before quantization: by undoing on one
+side what it does on the other, or by a branch of its own beside the quantized product. Restoring applies the same ops
+in the same order, from stored tensors, with arithmetic that no library or thread count changes: elementwise fp32, each
+written step rounded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hfq.schema.errors import (
-    InconsistentDeltaError,
-    MaskValueError,
-    MissingTensorError,
-    ShapeMismatchError,
-    UnexpectedTensorError,
-)
+from .exact import ExactBuffers, fp32_of
+from .hadamard import rotate, rotation_signs, unrotate
+from .truncated_svd import add_low_rank, subtract_low_rank
 
-__all__ = ["MaskOp", "WeightOp", "read_ops"]
+__all__ = ["ALL", "ColumnsOp", "LowRankOp", "MaskOp", "Op", "RotateOp"]
+
+ALL: Final = slice(None)
+"""All rows of a weight."""
 
 
-class WeightOp(Protocol):
-    """An op that changes weight and input together."""
+class Op(ExactBuffers):
+    """An op on weight and input; the widths of both may differ before and after it."""
+
+    def bind(self, weight: Tensor) -> None:
+        """Take from the weight [out, in], as the ops before have left it, what the op needs of it at run time."""
 
     def on_weight(self, weight: Tensor) -> Tensor:
-        """The weight [out, in] as it is quantized: fp32."""
+        """The weight [out, in] after the op: fp32 [out, in']."""
+        raise NotImplementedError
 
     def on_activation(self, x: Tensor) -> Tensor:
-        """The input [..., in] as it is quantized: fp32."""
+        """The input [..., in] after the op: fp32 or the dtype of x, [..., in']."""
+        raise NotImplementedError
 
-    def on_effective(self, weight: Tensor) -> Tensor:
-        """Take a quantized weight back to the original basis: fp32."""
+    def on_effective(self, weight: Tensor, rows: slice = ALL) -> Tensor:
+        """Take rows of a weight [out, in'] back to what they were before the op: fp32 [rows, in]."""
+        raise NotImplementedError
+
+    def on_channels(self, values: Tensor) -> Tensor:
+        """Magnitudes per input channel, float64 [in], after the op; only for ops that leave channels apart."""
+        raise NotImplementedError
+
+    def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What the op adds to the product, [..., out] in `dtype`, from the input before it; None for most."""
+        return None
+
+    def kept_bits(self) -> int:
+        """Bits of the weight's parts that stay in BF16."""
+        return 0
 
 
-@dataclass(frozen=True)
-class MaskOp:
+class MaskOp(Op):
     """Channel mask: `x * m` and `w / m`, each rounded once to fp32.
 
-    Attributes:
+    Args:
         mask: fp32 [in_features], positive normal numbers.
     """
 
-    mask: Tensor
+    mask_bits: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.hold("mask_bits", mask)
+
+    @property
+    def mask(self) -> Tensor:
+        """fp32 [in_features]."""
+        return fp32_of(self.mask_bits)
 
     def on_weight(self, weight: Tensor) -> Tensor:
         """`w / m`."""
@@ -56,60 +81,134 @@ class MaskOp:
         """`x * m`."""
         return x.float() * self.mask
 
-    def on_effective(self, weight: Tensor) -> Tensor:
+    def on_effective(self, weight: Tensor, rows: slice = ALL) -> Tensor:
         """`w_q * m`."""
         return weight.float() * self.mask
 
+    def on_channels(self, values: Tensor) -> Tensor:
+        """`a * m`."""
+        return values * self.mask.double()
 
-def read_ops(
-    ops: Sequence[Mapping[str, Any]], state: Mapping[str, Tensor], in_features: int, where: str
-) -> tuple[list[WeightOp], Mapping[str, Any]]:
-    """Build a site's ops from a delta.
+
+class RotateOp(Op):
+    """Block Hadamard rotation with seeded signs: `x R` and `w R`, R orthogonal.
 
     Args:
-        ops: the site's `ops`; the last one, and no other, is `qdq`.
-        state: the site's tensors by local name.
-
-    Returns:
-        ops on weight and input in order, and the options of the activation quantizer.
-
-    Raises:
-        MissingTensorError, UnexpectedTensorError, ShapeMismatchError, MaskValueError, InconsistentDeltaError
+        block: 64, 128 or 256; a divisor of in_features.
+        seed: of the signs, see `hfq.convert.hadamard`.
+        in_features: width.
     """
-    kinds = [op["op"] for op in ops]
-    if kinds.count("qdq") != 1 or kinds[-1] != "qdq":
-        raise InconsistentDeltaError("the ops do not end with one qdq", where=where, found=", ".join(kinds))
-    built: list[WeightOp] = []
-    left = set(state)
-    for op in ops[:-1]:
-        name = str(op["tensor"])
-        if name not in state:
-            raise MissingTensorError("a tensor that an op needs is not there", where=f"{where}: {name}")
-        if name not in left:
-            raise InconsistentDeltaError("two ops use one tensor", where=f"{where}: {name}")
-        left.remove(name)
-        built.append(MaskOp(_checked_mask(state[name], in_features, f"{where}: {name}")))
-    if left:
-        raise UnexpectedTensorError("a state tensor that no op consumes", where=f"{where}: {min(left)}")
-    return built, {key: value for key, value in ops[-1].items() if key != "op"}
+
+    signs: Tensor
+
+    def __init__(self, block: int, seed: int, in_features: int) -> None:
+        super().__init__()
+        self.block, self.seed = block, seed
+        self.hold("signs", rotation_signs(seed, in_features).to(torch.int8))
+
+    def on_weight(self, weight: Tensor) -> Tensor:
+        """`w R`."""
+        return rotate(weight.float(), self.signs.float(), self.block)
+
+    def on_activation(self, x: Tensor) -> Tensor:
+        """`x R`."""
+        return rotate(x.float(), self.signs.float(), self.block)
+
+    def on_effective(self, weight: Tensor, rows: slice = ALL) -> Tensor:
+        """`w_q R^T`."""
+        return unrotate(weight.float(), self.signs.float(), self.block)
 
 
-def _checked_mask(mask: Tensor, in_features: int, where: str) -> Tensor:
-    if mask.dtype != torch.float32 or tuple(mask.shape) != (in_features,):
-        raise ShapeMismatchError(
-            "not a mask of this site",
-            where=where,
-            expected=f"float32 [{in_features}]",
-            found=f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}",
+class ColumnsOp(Op):
+    """Outlier columns: k input channels are multiplied in BF16 beside the quantized product, which has the others.
+
+    Args:
+        columns: int32 [k], rising.
+        in_features: width before the op.
+    """
+
+    columns: Tensor
+    rest: Tensor
+    kept: Tensor | None
+
+    def __init__(self, columns: Tensor, in_features: int) -> None:
+        super().__init__()
+        self.hold("columns", columns)
+        others = torch.ones(in_features, dtype=torch.bool)
+        others[columns.long()] = False
+        self.hold("rest", others.nonzero().squeeze(1).to(torch.int32))
+        self.hold("kept", None)
+
+    def bind(self, weight: Tensor) -> None:
+        """Keep the weight's chosen columns, BF16 [out, k]."""
+        self.kept = weight.index_select(1, self.columns).to(torch.bfloat16)
+
+    def on_weight(self, weight: Tensor) -> Tensor:
+        """The other columns, in their order."""
+        return weight.index_select(1, self.rest)
+
+    def on_activation(self, x: Tensor) -> Tensor:
+        """The other channels, in their order."""
+        return x.index_select(-1, self.rest)
+
+    def on_effective(self, weight: Tensor, rows: slice = ALL) -> Tensor:
+        """Quantized and kept columns in their places."""
+        assert self.kept is not None
+        whole = torch.empty(
+            weight.shape[0], len(self.rest) + len(self.columns), dtype=torch.float32, device=weight.device
         )
-    # Subnormal numbers are flushed to zero on some devices: a mask of them would divide by zero there.
-    good = torch.isfinite(mask) & (mask >= torch.finfo(torch.float32).smallest_normal)
-    if not bool(good.all()):
-        first = int((~good).nonzero()[0])
-        raise MaskValueError(
-            "a mask value that cannot be divided by",
-            where=f"{where}[{first}]",
-            expected="a positive normal number",
-            found=float(mask[first]),
-        )
-    return mask
+        whole[:, self.rest.long()] = weight.float()
+        whole[:, self.columns.long()] = self.kept[rows].float()
+        return whole
+
+    def on_channels(self, values: Tensor) -> Tensor:
+        """The other channels'."""
+        return values[self.rest.long()]
+
+    def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The chosen channels in BF16, times the kept columns."""
+        assert self.kept is not None
+        chosen = x.index_select(-1, self.columns).to(torch.bfloat16)
+        return F.linear(chosen.to(dtype), self.kept.to(dtype))
+
+    def kept_bits(self) -> int:
+        """16 for each element of the kept columns."""
+        assert self.kept is not None
+        return 16 * self.kept.numel()
+
+
+class LowRankOp(Op):
+    """Low-rank branch: `x down^T up^T` beside the quantized product of what the branch leaves of the weight.
+
+    Args:
+        down: BF16 [rank, in_features].
+        up: BF16 [out_features, rank].
+    """
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.hold("down", down)
+        self.hold("up", up)
+
+    def on_weight(self, weight: Tensor) -> Tensor:
+        """`w - up down`, rank by rank in fp32."""
+        return subtract_low_rank(weight.float(), self.down.bfloat16(), self.up.bfloat16())
+
+    def on_activation(self, x: Tensor) -> Tensor:
+        """The input itself."""
+        return x
+
+    def on_effective(self, weight: Tensor, rows: slice = ALL) -> Tensor:
+        """`w_q + up down`."""
+        return add_low_rank(weight.float(), self.down.bfloat16(), self.up[rows].bfloat16())
+
+    def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The unquantized input through both factors, in `dtype`."""
+        return F.linear(F.linear(x.to(dtype), self.down.to(dtype)), self.up.to(dtype))
+
+    def kept_bits(self) -> int:
+        """16 for each element of the factors."""
+        return 16 * (self.down.numel() + self.up.numel())

@@ -20,6 +20,8 @@ from hfq.schema.canonical import canonical_json, sha256_hex
 from hfq.schema.documents import parse_json, read_bytes, validate
 from hfq.schema.errors import MalformedFileError, MissingPathError, RecipeError, SchemaViolationError
 
+from .stage_rules import NEEDS_CALIBRATION, NEEDS_INPUTS, check_stage_fields, check_stages, with_stage_defaults
+
 __all__ = ["Recipe", "load_recipe", "preset_names"]
 
 MAX_RECIPE_BYTES: Final = 1024 * 1024
@@ -27,21 +29,9 @@ MAX_RECIPE_BYTES: Final = 1024 * 1024
 MAX_PATTERNS: Final = 2000
 """Patterns of one recipe, all rules and stages together: each is compared with every linear."""
 
-# A mask outside fp32's normal numbers would be flushed to zero by some devices and not by others.
-_FP32_SMALLEST_NORMAL: Final = 2.0**-126
-_FP32_LARGEST: Final = (2.0 - 2.0**-23) * 2.0**127
-
 _FORMAT_DEFAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "weight": {"hif4": {"profile": "ref", "scale_search": False}, "hif8": {"scale": "row", "saturate": False}},
     "activation": {"hif4": {"profile": "ref"}, "hif8": {"scale": "none", "saturate": False}, "bf16": {}},
-}
-_SMOOTH_DEFAULTS: Final[dict[str, Any]] = {
-    # alpha, floors and clamp: facts gathered from ViDiT-Q (activation floor) and the challenge entries (clamp).
-    "alpha": 0.5,
-    "activation_floor": 1e-3,
-    "weight_floor": 1e-8,
-    "mask_min": 1e-4,
-    "mask_max": 1e4,
 }
 
 
@@ -88,6 +78,11 @@ class Recipe:
         return any(stage["kind"] in NEEDS_CALIBRATION for stage in self.stages)
 
     @property
+    def needs_inputs(self) -> bool:
+        """Whether any stage reads kept input rows."""
+        return any(stage["kind"] in NEEDS_INPUTS for stage in self.stages)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the normalised document."""
         return sha256_hex(canonical_json(dict(self.document)))
@@ -102,14 +97,11 @@ class Recipe:
         """
         normal = _normalise(copy.deepcopy(dict(document)), where)
         for index, stage in enumerate(normal["stage"]):
-            _check_stage_fields(stage, f"{where}: stage {index + 1}")
+            check_stage_fields(stage, f"{where}: stage {index + 1}")
         validate(normal, "recipe", where)
         _check(normal, where)
+        check_stages(normal, where)
         return cls(normal)
-
-
-STAGE_KINDS: Final = ("smooth",)
-NEEDS_CALIBRATION: Final = frozenset({"smooth"})
 
 
 def _normalise(document: dict[str, Any], where: str) -> dict[str, Any]:
@@ -126,9 +118,7 @@ def _normalise(document: dict[str, Any], where: str) -> dict[str, Any]:
         for entry in entries:
             if isinstance(entry.get("match"), str):
                 entry["match"] = [entry["match"]]
-    document["stage"] = [
-        {**_SMOOTH_DEFAULTS, **stage} if stage.get("kind") == "smooth" else stage for stage in document["stage"]
-    ]
+    document["stage"] = [with_stage_defaults(stage) for stage in document["stage"]]
     return _integers_as_floats(document)
 
 
@@ -136,50 +126,27 @@ def _integers_as_floats(document: dict[str, Any]) -> dict[str, Any]:
     # `percentile = 99` and `percentile = 99.0` are one recipe; RFC 8785 writes both as 99.
     for stage in document["stage"]:
         for key, value in stage.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            try:
-                stage[key] = float(value)
-            except OverflowError:
-                stage[key] = math.inf
-            if not math.isfinite(stage[key]):
-                raise RecipeError("a number that is not finite", where=f"stage {stage.get('kind')}: {key}")
+            where = f"stage {stage.get('kind')}: {key}"
+            stage[key] = [_number(item, where) for item in value] if isinstance(value, list) else _number(value, where)
     return document
 
 
-def _check_stage_fields(stage: Mapping[str, Any], where: str) -> None:
-    """What a JSON Schema would say in words that nobody understands."""
-    if stage.get("kind") not in STAGE_KINDS:
-        raise RecipeError("unknown stage", where=where, expected=", ".join(STAGE_KINDS), found=stage.get("kind"))
-    if ("percentile" in stage) != (stage.get("statistic") == "percentile"):
-        raise RecipeError(
-            'a percentile goes with statistic = "percentile" and with no other',
-            where=where,
-            found=f"statistic {stage.get('statistic')}, percentile {stage.get('percentile', 'absent')}",
-        )
+def _number(value: Any, where: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RecipeError("a number that is not finite", where=where)
+    return number
 
 
 def _check(document: Mapping[str, Any], where: str) -> None:
     patterns = sum(len(entry.get("match", [])) for part in ("route", "stage") for entry in document[part])
     if patterns > MAX_PATTERNS:
         raise RecipeError("too many patterns", where=where, expected=f"at most {MAX_PATTERNS}", found=patterns)
-    kinds = [stage["kind"] for stage in document["stage"] if "match" not in stage and "expert" not in stage]
-    for kind in set(kinds):
-        if kinds.count(kind) > 1:
-            raise RecipeError(
-                "the same stage twice for every site",
-                where=f"{where}: stage {kind}",
-                todo="give each a `match` or an `expert`",
-            )
-    for index, stage in enumerate(document["stage"]):
-        low, high = stage["mask_min"], stage["mask_max"]
-        if not _FP32_SMALLEST_NORMAL <= low < high <= _FP32_LARGEST:
-            raise RecipeError(
-                "mask_min and mask_max are no range of masks",
-                where=f"{where}: stage {index + 1}",
-                expected=f"{_FP32_SMALLEST_NORMAL:.3g} <= mask_min < mask_max <= {_FP32_LARGEST:.3g}",
-                found=f"{low:g} and {high:g}",
-            )
 
 
 def preset_names() -> list[str]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 
 from hfq.schema.documents import read_document
-from hfq.schema.errors import DigestMismatchError, MissingDependencyError, MissingPathError
+from hfq.schema.errors import DigestMismatchError, MissingPathError
 
 from .delta import REPORT, Delta
 from .delta_inspect import describe_delta, short_id
-from .keymap import BLOCK_MODULES
 from .site_error import block_of
+from .svg_plots import block_number, block_ticks, forward_order, plotting, render, to_svg
 
 __all__ = ["render_report"]
 
@@ -38,29 +37,17 @@ def render_report(delta: Delta) -> str:
         raise DigestMismatchError(
             "the report is of another delta", where=path, expected=short_id(delta.id), found=short_id(report["delta"])
         )
-    try:
-        import jinja2
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the report needs optional packages", found=error, todo="install them: pip install 'hfq[report]'"
-        ) from None
-    mpl.use("svg")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hfq.convert", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    # Identifiers inside the SVG are derived from this salt: the same report gives the same page.
-    with mpl.rc_context({"svg.hashsalt": delta.id, "font.size": 9, "svg.fonttype": "none"}):
+    with plotting(delta.id):
         figures = [
             {"title": "Error per block", "svg": _block_plot(report["experts"]), "note": _BLOCK_NOTE},
             {"title": "Error per linear", "svg": _site_map(report["experts"]), "note": _SITE_NOTE},
         ]
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return render(
+        "report.html.j2",
+        figures,
         delta=describe_delta(delta),
         short=short_id(delta.id),
         experts=report["experts"],
-        figures=[{**figure, "svg": _markup(figure["svg"])} for figure in figures],
         worst=_worst(report["experts"]),
     )
 
@@ -72,38 +59,13 @@ _BLOCK_NOTE: Final = (
 _SITE_NOTE: Final = "Normalised mean squared error of each linear's weight, or of its output where that was measured."
 
 
-def _markup(svg: str) -> Any:
-    import markupsafe
-
-    # The only markup that is not escaped: drawn by matplotlib from numbers and schema-checked names.
-    return markupsafe.Markup(svg)
-
-
-def _number(name: str) -> tuple[str, int]:
-    stack, _, index = name.partition(".")
-    return stack, int(index) if index.isdigit() else -1
-
-
-def _forward_order(kind: str) -> tuple[int, str]:
-    """Linears of a block in the order of the forward pass; those outside the blocks after them."""
-    order = [module.original for module in BLOCK_MODULES]
-    return (order.index(kind) if kind in order else len(order), kind)
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
 def _block_plot(experts: Mapping[str, Any]) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 3.0))
     axes = figure.add_subplot()
     for role, entry in experts.items():
-        blocks = sorted((name for name in entry["blocks"] if name != "outside"), key=_number)
+        blocks = sorted((name for name in entry["blocks"] if name != "outside"), key=block_number)
         for kind, style in (("weight_nmse", "-"), ("output_nmse", "--")):
             values = [entry["blocks"][name][kind] for name in blocks]
             if blocks and all(value is not None for value in values):
@@ -116,7 +78,7 @@ def _block_plot(experts: Mapping[str, Any]) -> str:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _site_map(experts: Mapping[str, Any]) -> str:
@@ -125,8 +87,8 @@ def _site_map(experts: Mapping[str, Any]) -> str:
     shown = {role: entry["sites"] for role, entry in experts.items() if entry["sites"]}
     figure = Figure(figsize=(8.0, 0.5 + 2.6 * max(1, len(shown))))
     for index, (role, sites) in enumerate(shown.items(), 1):
-        blocks = sorted({block_of(site) for site in sites}, key=_number)
-        kinds = sorted({site.removeprefix(block_of(site) + ".") for site in sites}, key=_forward_order)
+        blocks = sorted({block_of(site) for site in sites}, key=block_number)
+        kinds = sorted({site.removeprefix(block_of(site) + ".") for site in sites}, key=forward_order)
         values = np.full((len(kinds), len(blocks)), np.nan)
         for site, entry in sites.items():
             block = block_of(site)
@@ -137,15 +99,14 @@ def _site_map(experts: Mapping[str, Any]) -> str:
         cells = axes.pcolormesh(values, cmap="viridis")
         axes.invert_yaxis()
         axes.set_yticks([row + 0.5 for row in range(len(kinds))], kinds)
-        step = max(1, len(blocks) // 20)
-        numbers = [name.partition(".")[2] or name for name in blocks[::step]]
-        axes.set_xticks([column + 0.5 for column in range(0, len(blocks), step)], numbers)
+        places, numbers = block_ticks(blocks)
+        axes.set_xticks([place + 0.5 for place in places], numbers)
         axes.set_title(role.replace("_", " "), loc="left")
         bar = figure.colorbar(cells, ax=axes, label="NMSE", format="%.1e")
         if bar.solids is not None:
             bar.solids.set_rasterized(False)
     figure.tight_layout()
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _worst(experts: Mapping[str, Any]) -> list[dict[str, Any]]:

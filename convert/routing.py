@@ -10,6 +10,7 @@ from typing import Any
 from hfq.schema.errors import RecipeError, UnmatchedRuleError, UnroutedSiteError
 
 from .recipe import Recipe
+from .stage_rules import check_order
 
 __all__ = ["Route", "matches", "route_sites", "stages_for"]
 
@@ -135,11 +136,8 @@ def stages_for(recipe: Recipe, role: str, site: str) -> list[Mapping[str, Any]]:
     """The stages that apply to one quantized site, in recipe order.
 
     Raises:
-        RecipeError: two stages of one kind for the same site.
+        StageOrderError: two stages of one kind for the same site, or an order that means nothing.
     """
     chosen = [stage for stage in recipe.stages if matches(stage, role, site) is not None]
-    kinds = [stage["kind"] for stage in chosen]
-    for kind in kinds:
-        if kinds.count(kind) > 1:
-            raise RecipeError("two stages of one kind for one linear", where=f"{role} {site}: {kind}")
+    check_order([stage["kind"] for stage in chosen], f"{role} {site}")
     return chosen

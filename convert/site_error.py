@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from .restore import RestoredSite
-from .weights import bits_per_weight, quantize_activation
+from .restore import RestoredSite, effective_weight
+from .site_output import SiteOutput, evenly
 
 __all__ = ["block_of", "measure_site", "report_document"]
 
@@ -25,7 +24,8 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
 
     Args:
         weight: the original, BF16 [out_features, in_features].
-        inputs: kept input rows, BF16 [rows, in_features]; at most 256, evenly spaced, are used.
+        inputs: kept input rows, BF16 [rows, in_features]; at most 256, evenly spaced, are used. A site with a clip is
+            measured by its search instead.
 
     Returns:
         `weight_error` and `weight_power`: sums of squares of effective minus original weight, and of the original;
@@ -35,10 +35,9 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
     operand = restored.operand()
     error = power = 0.0
     for begin in range(0, weight.shape[0], _ROWS):
-        original = weight[begin : begin + _ROWS].double()
-        effective = operand[begin : begin + _ROWS].float()
-        for op in reversed(restored.ops):
-            effective = op.on_effective(effective)
+        rows = slice(begin, begin + _ROWS)
+        original = weight[rows].double()
+        effective = effective_weight(operand[rows].float(), restored.ops.ops, rows)
         # Squares of large BF16 numbers overflow fp32.
         error += float((effective.double() - original).square_().sum())
         power += float(original.square_().sum())
@@ -48,20 +47,20 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
         "output_error": None,
         "output_power": None,
         "elements": weight.numel(),
-        "bits_per_weight": bits_per_weight(restored.weight),
+        "bits_per_weight": restored.bits() / weight.numel(),
     }
     if inputs is not None and inputs.shape[0] > 0:
-        count = min(_OUTPUT_ROWS, inputs.shape[0])
-        x = inputs[torch.arange(count) * inputs.shape[0] // count]
+        x = evenly(inputs, _OUTPUT_ROWS)
         exact = x.float() @ weight.float().T
-        changed = x
-        for op in restored.ops:
-            changed = op.on_activation(changed)
-        quantized = quantize_activation(changed, restored.activation).float() @ operand.float().T
-        error, power = float((quantized - exact).double().square_().sum()), float(exact.double().square_().sum())
-        if math.isfinite(error) and math.isfinite(power):
-            found |= {"output_error": error, "output_power": power}
+        quantized = SiteOutput(restored.ops.ops, operand.float(), restored.ops.activation, x).at()
+        found |= output_error(quantized, exact)
     return found
+
+
+def output_error(quantized: Tensor, exact: Tensor) -> dict[str, float]:
+    """`output_error` and `output_power` of fp32 outputs [rows, out_features]; empty when fp32 could not hold them."""
+    error, power = float((quantized - exact).double().square_().sum()), float(exact.double().square_().sum())
+    return {"output_error": error, "output_power": power} if math.isfinite(error) and math.isfinite(power) else {}
 
 
 def block_of(site: str) -> str:
@@ -79,11 +78,14 @@ def _ratio(entries: list[Mapping[str, Any]], kind: str) -> float | None:
     return min(float(sum(entry[f"{kind}_error"] for entry in known) / max(power, _TINY)), sys.float_info.max)
 
 
-def report_document(delta_id: str, errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def report_document(
+    delta_id: str, errors: Mapping[str, Mapping[str, Mapping[str, Any]]], warnings: Sequence[str]
+) -> dict[str, Any]:
     """`report.json` under `hfq.report/1`: normalised mean squared errors per site, block and expert.
 
     Args:
         errors: role -> quantized site -> result of `measure_site`.
+        warnings: what the conversion had to say, one line each.
     """
     experts: dict[str, Any] = {}
     for role, sites in errors.items():
@@ -108,4 +110,4 @@ def report_document(delta_id: str, errors: Mapping[str, Mapping[str, Mapping[str
             },
             "sites": shown,
         }
-    return {"schema": "hfq.report/1", "delta": delta_id, "experts": experts}
+    return {"schema": "hfq.report/1", "delta": delta_id, "warnings": list(warnings), "experts": experts}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
@@ -21,11 +20,11 @@ from .safetensors_writer import tensor_bytes
 __all__ = [
     "NUMERICS",
     "QuantizedWeight",
-    "bits_per_weight",
     "check_finite",
     "quantize_activation",
     "quantize_weight",
     "site_digest",
+    "stored_bits",
 ]
 
 NUMERICS: Final = 1
@@ -85,14 +84,15 @@ def quantize_weight(weight: Tensor, options: Mapping[str, Any], where: str) -> Q
     return encoded
 
 
-def quantize_activation(x: Tensor, options: Mapping[str, Any]) -> Tensor:
+def quantize_activation(x: Tensor, options: Mapping[str, Any], headroom: float = 1.0) -> Tensor:
     """Quantize-dequantize an activation [..., in_features], BF16 or fp32; the result is BF16, exactly.
 
     Args:
         options: a recipe's `activation` table, normalised.
+        headroom: factor of the group maximum, HiFloat4 only.
     """
     if options["format"] == "hif4":
-        return hif4.qdq(x, profile=options["profile"]).to(torch.bfloat16)
+        return hif4.qdq(x, profile=options["profile"], headroom=headroom).to(torch.bfloat16)
     if options["format"] == "hif8":
         return hif8.qdq(x, scale=options["scale"], saturate=options["saturate"]).to(torch.bfloat16)
     return x.to(torch.bfloat16)
@@ -117,7 +117,6 @@ def site_digest(weight: QuantizedWeight, options: Mapping[str, Any], state: Mapp
     return digest.hexdigest()
 
 
-def bits_per_weight(weight: QuantizedWeight) -> float:
-    """Bits that codes and scales take, per element of the weight."""
-    stored = weight.codes.numel() * weight.codes.element_size() + weight.scale.numel() * weight.scale.element_size()
-    return 8.0 * stored / max(1, math.prod(weight.shape))
+def stored_bits(weight: QuantizedWeight) -> int:
+    """Bits that codes and scales take."""
+    return 8 * sum(part.numel() * part.element_size() for part in (weight.codes, weight.scale))

@@ -40,6 +40,7 @@ from ._tiles import (
     tiles,
     ungrouped,
 )
+from .errors import MalformedTensorError
 from .hif4_bytes import (
     E6M2_TO_FP32,
     Hif4Tensor,
@@ -84,6 +85,7 @@ __all__ = [
     "pack_scale",
     "qdq",
     "quantize",
+    "quantize_under",
     "unpack_codes",
     "unpack_scale",
 ]
@@ -166,6 +168,53 @@ def qdq(x: Tensor, *, profile: str = "ref", headroom: float = 1.0, nonfinite: No
     return out
 
 
+def quantize_under(x: Tensor, words: Tensor, *, profile: str = "ref") -> Hif4Tensor:
+    """Encode `x` [..., K] (bf16, fp32 or fp16) under given scale words: steps 8-10, scale and flags from the words.
+
+    Args:
+        words: uint32 [..., ceil(K / 64)], layout A; of another tensor, or chosen by another rule. Under the words of
+            `quantize(x)` the codes are those of `quantize(x)`; magnitudes above a flag's range saturate.
+
+    Raises:
+        as `quantize`, and MalformedTensorError: words of another shape or dtype, or one that is NaN.
+    """
+    rules = _Rules(profile_named(profile), 1.0, checked_nonfinite("refuse"))
+    x = checked(x)
+    shape = (*x.shape[:-1], -(-x.shape[-1] // GROUP))
+    if words.dtype != torch.uint32 or tuple(words.shape) != shape:
+        raise MalformedTensorError(
+            "not scale words of this tensor",
+            expected=f"uint32 {list(shape)}",
+            found=f"{words.dtype} {list(words.shape)}",
+        )
+    codes = torch.empty((*shape[:-1], shape[-1] * CODE_BYTES), dtype=torch.uint8, device=x.device)
+    if x.numel():
+        matrix, code_rows = as_matrix(x), as_matrix(codes)
+        word_rows = as_matrix(words.view(torch.int32))
+        for r, c in tiles(matrix, multiple=GROUP):
+            refuse_non_finite(matrix, (r, c), x.shape)
+            group = _Groups(groups_of(matrix[r, c], GROUP), rules)
+            left, right = c.start // GROUP, -(-c.stop // GROUP)
+            e6m2, increments = scale_fields(word_rows[r, left:right].reshape(-1))
+            packed = pack_codes(group.signed_codes(group.quarters(e6m2, increments)))
+            code_rows[r, left * CODE_BYTES : right * CODE_BYTES] = packed.view(r.stop - r.start, -1)
+    return Hif4Tensor(codes, words, x.shape, profile)
+
+
+def scale_fields(words: Tensor) -> tuple[Tensor, Tensor]:
+    """E6M2 codes int32 [g] and lv2 + lv3 int32 [g, 16] of scale words int32 [g].
+
+    Raises:
+        MalformedTensorError: a word that is NaN.
+    """
+    e6m2, lv2, lv3 = unpack_scale(words.contiguous().view(torch.uint32))
+    if bool((e6m2 == E6M2_NAN).any()):
+        raise MalformedTensorError("a scale word that is NaN", expected="E6M2 00..FE", found="FF")
+    k = torch.arange(LV3_FLAGS, dtype=torch.int32, device=words.device)
+    above = (lv2.unsqueeze(-1) >> (k // (LV3_FLAGS // LV2_FLAGS))) & 1
+    return e6m2, above + ((lv3.unsqueeze(-1) >> k) & 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Rules:
     profile: Profile
@@ -192,24 +241,22 @@ class _Groups:
     def encode(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Steps 5-9 for E6M2 codes int32 [g]: flags bool [g, 8] and [g, 16], quarters fp32 [g, 64] in 0..7."""
         profile = self.rules.profile
-        reciprocal = _reciprocals(scale.device).index_select(0, scale).unsqueeze(-1)
+        reciprocal = reciprocals(scale.device).index_select(0, scale).unsqueeze(-1)
         tested8, tested16 = self.v8 * reciprocal, self.v16 * reciprocal
         if profile.tests_in_bf16:
-            tested8, tested16 = _round_to_bf16(tested8), _round_to_bf16(tested16)
+            tested8, tested16 = round_to_bf16(tested8), round_to_bf16(tested16)
         alive = ~self.nan.unsqueeze(-1)
         lv2 = (tested8 >= LV2_THRESHOLD) & alive
         above = lv2.repeat_interleave(LV3_FLAGS // LV2_FLAGS, dim=-1)
         lv3 = (tested16 >= LV3_THRESHOLD + LV3_THRESHOLD * above.to(torch.float32)) & alive
-        # 2^(3 - lv2 - lv3) * rec gives 8m, 2^(2 - ...) * rec gives 4m: only the exponent of rec moves.
-        octaves = (2 if profile.ties_to_even else 3) - above.to(torch.int32) - lv3.to(torch.int32)
-        factor = float_of(bits_of(reciprocal) + (octaves << 23))
+        increments = above.to(torch.int32) + lv3.to(torch.int32)
+        return lv2, lv3, self.quarters(scale, increments)
+
+    def quarters(self, scale: Tensor, increments: Tensor) -> Tensor:
+        """Steps 8-9 for E6M2 codes int32 [g] and lv2 + lv3 int32 [g, 16]: fp32 [g, 64] in 0..7."""
+        factor = element_factors(scale.unsqueeze(-1), increments, self.rules.profile)
         scaled = (self.magnitudes.view(-1, LV3_FLAGS, LV3_SPAN) * factor.unsqueeze(-1)).view(-1, GROUP)
-        if profile.element_in_bf16:
-            scaled = _round_to_bf16(scaled)
-        if profile.ties_to_even:
-            return lv2, lv3, scaled.clamp_(max=MAX_QUARTERS).round_()
-        # floor(4m) + [frac(4m) >= 1/2] = floor((floor(8m) + 1) / 2); from 8m = 13 on, q is 7.
-        return lv2, lv3, scaled.clamp_(max=2 * MAX_QUARTERS).floor_().add_(1).mul_(0.5).floor_()
+        return round_quarters(scaled, self.rules.profile)
 
     def best_scale(self) -> Tensor:
         """The E6M2 codes int32 [g] of the smallest squared error; ties go to the first of SEARCH_OFFSETS."""
@@ -252,14 +299,37 @@ class _Groups:
 
 def _scale_codes(peak: Tensor, headroom: float) -> Tensor:
     """Steps 2-4: fp32 peaks [g] -> int32 E6M2 codes [g]."""
-    scale = _round_to_bf16(peak * headroom * ONE_SEVENTH).clamp_(SCALE_MIN, SCALE_MAX)
+    scale = round_to_bf16(peak * headroom * ONE_SEVENTH).clamp_(SCALE_MIN, SCALE_MAX)
     bits = bits_of(scale)
     half_to_even = 0xF_FFFF + ((bits >> 21) & 1)
     return ((bits + half_to_even) >> 21) - E6M2_TO_FP32
 
 
+def element_factors(scale: Tensor, increments: Tensor, profile: Profile) -> Tensor:
+    """What step 8 multiplies magnitudes by, exact: 8 or 4 times rec / 2^(lv2 + lv3), fp32.
+
+    Args:
+        scale: E6M2 codes 00..FE, int32.
+        increments: lv2 + lv3, int32; broadcast against `scale`.
+    """
+    reciprocal = reciprocals(scale.device).index_select(0, scale.reshape(-1)).view(scale.shape)
+    # 2^(3 - lv2 - lv3) * rec gives 8m, 2^(2 - ...) * rec gives 4m: only the exponent of rec moves.
+    octaves = (2 if profile.ties_to_even else 3) - increments
+    return float_of(bits_of(reciprocal) + (octaves << 23))
+
+
+def round_quarters(scaled: Tensor, profile: Profile) -> Tensor:
+    """Step 9, in place: magnitudes times `element_factors` -> quarters 0..7."""
+    if profile.element_in_bf16:
+        scaled = round_to_bf16(scaled)
+    if profile.ties_to_even:
+        return scaled.clamp_(max=MAX_QUARTERS).round_()
+    # floor(4m) + [frac(4m) >= 1/2] = floor((floor(8m) + 1) / 2); from 8m = 13 on, q is 7.
+    return scaled.clamp_(max=2 * MAX_QUARTERS).floor_().add_(1).mul_(0.5).floor_()
+
+
 @functools.cache
-def _reciprocals(device: torch.device) -> Tensor:
+def reciprocals(device: torch.device) -> Tensor:
     """Step 5: bf16(1 / E6M2) of the codes 00..FE, fp32 [255]."""
     code = torch.arange(E6M2_MAX + 1, dtype=torch.int32, device="cpu")
     exponent, m = code >> 2, code & 3
@@ -268,5 +338,5 @@ def _reciprocals(device: torch.device) -> Tensor:
     return float_of((biased << 23) | (mantissa << 16)).to(device)
 
 
-def _round_to_bf16(x: Tensor) -> Tensor:
+def round_to_bf16(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).to(torch.float32)

@@ -1,7 +1,8 @@
 """hfq: HiFloat4 / HiFloat8 quantization deltas for Wan video models.
 
-The library has the verbs of the command: `open_checkpoint`, `calibrate`, `load_calibration`, `quantize`, `load_delta`,
-`verify`, `apply`, `open_registry`. Names are imported when they are used, because torch alone takes a second.
+The library has the verbs of the command: `open_checkpoint`, `calibrate`, `load_calibration`, `analyze`, `quantize`,
+`load_delta`, `verify`, `apply`, `unused_clips`, `open_registry`. Names are imported when they are used, because torch
+alone takes a second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __version__ = version.VERSION
 __all__ = [
     "Recipe",
     "__version__",
+    "analyze",
     "apply",
     "calibrate",
     "load_calibration",
@@ -24,14 +26,17 @@ __all__ = [
     "open_checkpoint",
     "open_registry",
     "quantize",
+    "unused_clips",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from hfq.convert.analyze import analyze
     from hfq.convert.apply import apply
     from hfq.convert.calibrate import calibrate
     from hfq.convert.calibration import load_calibration
     from hfq.convert.checkpoint import open_checkpoint
+    from hfq.convert.clip import unused_clips
     from hfq.convert.convert import quantize
     from hfq.convert.delta import load_delta
     from hfq.convert.recipe import Recipe, load_recipe
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Recipe": "hfq.convert.recipe",
+    "analyze": "hfq.convert.analyze",
     "apply": "hfq.convert.apply",
     "calibrate": "hfq.convert.calibrate",
     "load_calibration": "hfq.convert.calibration",
@@ -48,6 +54,7 @@ _HOMES = {
     "open_checkpoint": "hfq.convert.checkpoint",
     "open_registry": "hfq.registry",
     "quantize": "hfq.convert.convert",
+    "unused_clips": "hfq.convert.clip",
     "verify": "hfq.convert.verify",
 }
 

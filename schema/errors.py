@@ -265,6 +265,37 @@ class UnroutedSiteError(RecipeError):
     code = "unrouted-site"
 
 
+class StageOrderError(RecipeError):
+    """Stages in an order that means nothing, or one kind twice for the same linear."""
+
+    code = "stage-order"
+
+
+class StageFormatError(RecipeError):
+    """A stage that the recipe's number formats cannot do."""
+
+    code = "stage-format"
+
+
+class TooFewRowsError(HfqError):
+    """The calibration kept too few input rows for what a stage computes from them."""
+
+    code = "too-few-rows"
+    exit_code = 2
+
+
+class HessianError(HfqError):
+    """The covariance of the kept inputs cannot be factored, however much it is damped."""
+
+    code = "hessian"
+
+
+class CodesError(MalformedFileError):
+    """Stored weight codes that do not unpack to the codes of their linear."""
+
+    code = "codes"
+
+
 class CalibrationRangeError(HfqError):
     """The calibration holds too little to answer: a percentile in the bottom bin, too few samples, too few rows."""
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from hfq.convert.stages import smooth as _smooth
+from hfq.convert.stages.clip import clip
+from hfq.convert.stages.gptq import gptq
+from hfq.convert.stages.lowrank import lowrank
+from hfq.convert.stages.outlier_columns import outlier_columns
+from hfq.convert.stages.rotate import rotate
+from hfq.convert.stages.smooth import smooth
 from hfq.convert.stages.stage import Stage, StageInput, StageResult
 
-__all__ = ["OPS", "STAGES", "StageInput", "StageResult"]
+__all__ = ["STAGES", "StageInput", "StageResult"]
 
-STAGES: Final[Mapping[str, Stage]] = {"smooth": _smooth.smooth}
+STAGES: Final[Mapping[str, Stage]] = {
+    "smooth": smooth,
+    "outlier_columns": outlier_columns,
+    "rotate": rotate,
+    "lowrank": lowrank,
+    "gptq": gptq,
+    "clip": clip,
+}
 """A recipe's `kind` -> what computes it."""
-
-OPS: Final[Mapping[str, Mapping[str, Any]]] = {"smooth": _smooth.OP}
-"""A recipe's `kind` -> the runtime op that it leaves in the delta."""

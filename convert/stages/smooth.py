@@ -10,7 +10,7 @@ root mean square, or a percentile (Tail-Aware HiFloat4, arXiv 2605.26628). alpha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,7 @@ from torch import Tensor
 from hfq.convert.calibration import GroupStatistics
 from hfq.convert.stages.stage import StageInput, StageResult
 
-__all__ = ["OP", "activation_statistic", "channel_mask", "smooth"]
-
-OP: Final = {"op": "mask", "tensor": "mask"}
-"""What the runtime does with the state."""
+__all__ = ["activation_statistic", "channel_mask", "smooth"]
 
 
 def activation_statistic(statistics: GroupStatistics, options: Mapping[str, Any], where: str) -> Tensor:
@@ -64,6 +61,6 @@ def smooth(given: StageInput) -> StageResult:
     """
     assert given.statistics is not None
     weight_max = given.weight.abs().amax(dim=0).double().numpy()
-    activation = activation_statistic(given.statistics, given.options, given.where).numpy()
+    activation = given.channels(activation_statistic(given.statistics, given.options, given.where)).numpy()
     mask = torch.from_numpy(channel_mask(weight_max, activation, given.options))
-    return StageResult({"mask": mask}, OP)
+    return StageResult({"op": "mask", "tensor": "mask"}, {"mask": mask})

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hfq.commands.calibrate import generation_options, settings_from
-from hfq.console import BarProgress, emit, json_option
+from hfq.console import BarProgress, emit, json_option, note
 
 __all__ = ["generate_command"]
 
@@ -34,6 +34,7 @@ def generate_command(
     import torch
 
     from hfq.convert.apply import apply, summary
+    from hfq.convert.clip import unused_clip_lines, unused_clips
     from hfq.convert.generation import load_frames, plan_schedule, prepare_scheduler, run_pipeline
     from hfq.convert.pipelines import load_model
     from hfq.convert.video import enlarge, refuse_clip, write_clip
@@ -66,12 +67,16 @@ def generate_command(
     frames = run_pipeline(loaded.pipeline, prompt, settings, image=given_frames.first, last_image=given_frames.last)
     assert frames is not None
     write_clip(destination, enlarge(frames, zoom), fps)
+    unused = unused_clips(loaded.pipeline)
+    for line in unused_clip_lines(unused):
+        note(f"warning: {line}")
     counts = summary(replaced)
     document = {
         "clip": str(destination),
         "delta": None if opened is None else opened.id,
         "quantized": counts,
         "prompt": prompt,
+        "unused_clips": [{"expert": role, "site": site, "bin": index} for role, site, index in unused],
         "settings": settings.__dict__,
     }
     what = (

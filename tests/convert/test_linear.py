@@ -14,8 +14,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from hfq.convert.linear import QuantizedLinear
-from hfq.convert.ops import read_ops
 from hfq.convert.restore import RestoredSite, transform_weight
+from hfq.convert.site_ops import read_ops
 from hfq.convert.weights import quantize_weight
 from hfq.formats import hif8
 from hfq.formats.hif4_reference import decode_group, encode_group
@@ -40,9 +40,9 @@ def make(
     values = (torch.rand(K, generator=generator) * 2 + 0.1) if mask else None
     ops = [{"op": "mask", "tensor": "mask"}] if mask else []
     ops.append({"op": "qdq", **(activation or {"format": "hif4", "profile": "ref"})})
-    built, options = read_ops(ops, {} if values is None else {"mask": values}, K, "site")
+    built = read_ops(ops, {} if values is None else {"mask": values}, (N, K), "site")
     base = source.weight.detach().bfloat16()
-    restored = RestoredSite(quantize_weight(transform_weight(base, built), weight or HIF4, "site"), built, options, "")
+    restored = RestoredSite(quantize_weight(transform_weight(base, built.ops), weight or HIF4, "site"), built, "")
     return QuantizedLinear(restored, source, role="single", site="site"), source, values
 
 

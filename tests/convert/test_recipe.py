@@ -102,7 +102,7 @@ def test_reading_a_recipe_leaves_the_given_document_alone() -> None:
         ({"route": [{"match": "", "to": "keep"}]}, SchemaViolationError, "match"),
         ({"route": [{"match": "blocks/*", "to": "keep"}]}, SchemaViolationError, "match"),
         ({"route": [{"match": "*", "to": "keep", "expert": "middle"}]}, SchemaViolationError, "middle"),
-        ({"stage": [{"kind": "gptq"}]}, RecipeError, "unknown stage"),
+        ({"stage": [{"kind": "spin"}]}, RecipeError, "unknown stage"),
         ({"stage": [{"statistic": "max"}]}, RecipeError, "unknown stage"),
         ({"stage": [{**SMOOTH, "percentile": 99}]}, RecipeError, "percentile goes with"),
         ({"stage": [{**SMOOTH, "statistic": "percentile"}]}, RecipeError, "percentile goes with"),

@@ -23,7 +23,7 @@ SITE = "blocks.1.self_attn.k"
 
 def run_stage(base: Path, calibration: Path, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mask, weight, inputs) of `SITE`, float64, from the stage itself."""
-    stage = load_recipe(recipe(stage=[{"kind": "smooth", **options}])).stages[0]
+    loaded = load_recipe(recipe(stage=[{"kind": "smooth", **options}]))
     with hfq.open_checkpoint(base) as checkpoint:
         expert = checkpoint.experts["low_noise"]
         site = next(site for site in expert.sites if site.name == SITE)
@@ -31,7 +31,8 @@ def run_stage(base: Path, calibration: Path, **options: Any) -> tuple[np.ndarray
     opened = load_calibration(calibration)
     statistics = opened.read("low_noise", site.input_group)
     opened.close()
-    result = STAGES["smooth"](StageInput(site, weight, statistics, stage, SITE))
+    given = StageInput(site, weight, weight, [], None, statistics, None, loaded, loaded.stages[0], SITE)
+    result = STAGES["smooth"](given)
     assert result.op == {"op": "mask", "tensor": "mask"}
     mask = result.state["mask"]
     assert mask.dtype == torch.float32

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hfq.convert.ops import read_ops
 from hfq.convert.restore import RestoredSite
 from hfq.convert.site_error import measure_site
+from hfq.convert.site_ops import read_ops
 from hfq.convert.weights import check_finite, quantize_activation, quantize_weight, site_digest
 from hfq.formats.hif4_reference import decode_group, encode_group
 from hfq.schema.errors import (
@@ -126,13 +126,13 @@ def test_bf16_activations_are_rounded_and_nothing_else() -> None:
 )
 def test_ops_and_state_that_do_not_fit(ops: Any, state: Any, error: type[HfqError]) -> None:
     with pytest.raises(error, match="here"):
-        read_ops(ops, state, 64, "here")
+        read_ops(ops, state, (32, 64), "here")
 
 
 def test_measured_errors_are_those_of_the_definition() -> None:
     w, mask = weight(8), torch.linspace(0.5, 2.0, 128)
-    ops, activation = read_ops([MASK, QDQ], {"mask": mask}, 128, "site")
-    site = RestoredSite(quantize_weight(w.float() / mask, HIF4, "site"), ops, activation, "")
+    ops = read_ops([MASK, QDQ], {"mask": mask}, (w.shape[0], 128), "site")
+    site = RestoredSite(quantize_weight(w.float() / mask, HIF4, "site"), ops, "")
     effective = site.weight.dequantize(torch.float32).double() * mask.double()
     found = measure_site(w, site, None)
     expected = float((effective - w.double()).square().sum())
@@ -144,7 +144,7 @@ def test_measured_errors_are_those_of_the_definition() -> None:
 
 def test_errors_of_enormous_weights_are_still_numbers() -> None:
     w = weight(4, scale=1e30)
-    ops, activation = read_ops([QDQ], {}, 128, "site")
-    found = measure_site(w, RestoredSite(quantize_weight(w, HIF4, "site"), ops, activation, ""), w)
+    ops = read_ops([QDQ], {}, (w.shape[0], 128), "site")
+    found = measure_site(w, RestoredSite(quantize_weight(w, HIF4, "site"), ops, ""), w)
     assert np.isfinite(found["weight_error"])
     assert found["output_error"] is None

@@ -109,7 +109,7 @@ def test_results_stand_outside_autograd() -> None:
 
 def forget_tables() -> None:
     """As in a fresh process: every look-up table has yet to be built."""
-    tables = (hif4._reciprocals, hif4_bytes._value_pairs, hif8._codes, hif8._rounded, hif8_bytes.code_values)
+    tables = (hif4.reciprocals, hif4_bytes._value_pairs, hif8._codes, hif8._rounded, hif8_bytes.code_values)
     for table in tables:
         table.cache_clear()
 

@@ -1,0 +1,189 @@
+"""Clip: a headroom on the group maximum of activations, per site and timestep bin.
+
+HiFloat4 takes a group's scale from its maximum; a headroom h multiplies that maximum first (step 2 of the format).
+Which h serves best changes along the denoising run, so that a table has one per timestep bin of the expert. A bin is
+found from the timestep that the transformer's own forward is called with, by the stored edges: another schedule still
+maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfq.schema.errors import InconsistentDeltaError, UsageError
+
+from .schedule import bin_of
+
+__all__ = ["BINS", "Clip", "TimestepClock", "unused_clip_lines", "unused_clips"]
+
+BINS = 3
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A site's clip table.
+
+    Attributes:
+        edges: descending timesteps between the bins.
+        headroom: factor of the group maximum, per bin.
+    """
+
+    edges: tuple[float, float]
+    headroom: tuple[float, float, float]
+
+    @classmethod
+    def from_op(cls, op: Mapping[str, Any], where: str) -> Clip:
+        """Read the op of a delta that its schema accepts.
+
+        Raises:
+            InconsistentDeltaError: edges that do not fall.
+        """
+        early, late = (float(edge) for edge in op["edges"])
+        if early < late:
+            raise InconsistentDeltaError("the edges of the timestep bins do not fall", where=where, found=op["edges"])
+        first, second, third = (float(value) for value in op["headroom"])
+        return cls((early, late), (first, second, third))
+
+
+class TimestepClock:
+    """Tells the quantized linears of one transformer which timestep bin its current forward is in.
+
+    Install it on the transformer; from then on every call of the transformer sets it, and nobody else has to.
+
+    Args:
+        role: expert, for messages.
+        edges: descending timesteps between the bins.
+
+    Attributes:
+        consulted: (site, bin) that any forward has asked for since `reset`.
+    """
+
+    def __init__(self, role: str, edges: Sequence[float]) -> None:
+        self.role, self.edges = role, tuple(edges)
+        self.consulted: set[tuple[str, int]] = set()
+        self._bin: int | None = None
+
+    def install(self, transformer: nn.Module) -> None:
+        """Hook the transformer's forward; works for diffusers' and for the original Wan module."""
+        transformer.register_forward_pre_hook(_Start(self), with_kwargs=True, prepend=True)
+        transformer.register_forward_hook(_Stop(self), always_call=True)
+
+    def start(self, timestep: Tensor | float) -> None:
+        """Begin a forward at a timestep: a number, one per clip [B], or one per token [B, tokens].
+
+        Raises:
+            UsageError: the clips of a batch are in different bins.
+        """
+        values = torch.as_tensor(timestep).detach().double().cpu()
+        # Tokens of a given first frame have t = 0; the clip's own timestep is the largest.
+        clips = values.reshape(-1, values.shape[-1]).amax(dim=1) if values.ndim > 1 else values.reshape(-1)
+        bins = {bin_of(float(t), self.edges) for t in clips}
+        if len(bins) != 1:
+            raise UsageError(
+                "the clips of one batch are in different timestep bins",
+                where=self.role,
+                found=", ".join(f"t = {float(t):g}" for t in clips[:8]),
+                todo="run clips of different timesteps one by one",
+            )
+        self._bin = bins.pop()
+
+    def stop(self) -> None:
+        """End the forward."""
+        self._bin = None
+
+    def consult(self, site: str) -> int:
+        """The current bin, for one site.
+
+        Raises:
+            UsageError: no forward of the transformer is running.
+        """
+        if self._bin is None:
+            raise UsageError(
+                "the clip of this linear depends on the timestep",
+                where=f"{self.role} {site}",
+                todo="call the transformer, not the linear by itself",
+            )
+        self.consulted.add((site, self._bin))
+        return self._bin
+
+    def reset(self) -> None:
+        """Forget what was consulted."""
+        self.consulted.clear()
+
+
+class _Start:
+    """The hook before a forward; a class, so that a copied transformer drives its own copy of the clock."""
+
+    def __init__(self, clock: TimestepClock) -> None:
+        self.clock = clock
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # diffusers: forward(hidden_states, timestep, ...); original Wan: forward(x, t, context, seq_len).
+        for name in ("timestep", "t"):
+            if name in kwargs:
+                return self.clock.start(kwargs[name])
+        if len(args) < 2:
+            raise UsageError("the transformer was called without a timestep", where=self.clock.role)
+        return self.clock.start(args[1])
+
+
+class _Stop:
+    """The hook after a forward, whether or not it failed."""
+
+    def __init__(self, clock: TimestepClock) -> None:
+        self.clock = clock
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.clock.stop()
+
+
+def clocks_of(target: Any) -> list[tuple[TimestepClock, list[str]]]:
+    """The clocks of a pipeline or transformer, each with the sites that have a clip."""
+    modules = (
+        [target]
+        if isinstance(target, nn.Module)
+        else [getattr(target, name, None) for name in ("transformer", "transformer_2")]
+    )
+    found: dict[int, tuple[TimestepClock, list[str]]] = {}
+    for module in modules:
+        for child in module.modules() if isinstance(module, nn.Module) else ():
+            clock = getattr(child, "clock", None)
+            if isinstance(clock, TimestepClock):
+                found.setdefault(id(clock), (clock, []))[1].append(str(child.site))
+    return list(found.values())
+
+
+def unused_clips(target: Any, *, reset: bool = False) -> list[tuple[str, str, int]]:
+    """Clip entries that no forward has consulted since the delta was applied or since the last reset.
+
+    Args:
+        target: a pipeline or transformer that a delta was applied to.
+        reset: begin counting anew, for the next run.
+
+    Returns:
+        (role, site, bin), in the order of the model; empty when every entry was used or there is none.
+    """
+    unused = []
+    for clock, sites in clocks_of(target):
+        unused += [
+            (clock.role, site, index) for site in sites for index in range(BINS) if (site, index) not in clock.consulted
+        ]
+        if reset:
+            clock.reset()
+    return unused
+
+
+def unused_clip_lines(unused: Sequence[tuple[str, str, int]]) -> list[str]:
+    """The result of `unused_clips` in words, one line per expert and bin."""
+    counts: dict[tuple[str, int], int] = {}
+    for role, _, index in unused:
+        counts[role, index] = counts.get((role, index), 0) + 1
+    return [
+        f"{count} clip entries of {role} for timestep bin {index} were never consulted: no step of this run was in it"
+        for (role, index), count in counts.items()
+    ]

@@ -1,0 +1,216 @@
+"""What a conversion will do, checked as far as it can be without reading a weight."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hfq.schema.errors import MissingCalibrationError, TooFewRowsError
+from hfq.schema.version import VERSION
+
+from .architecture import Site
+from .calibration import Calibration, load_calibration
+from .checkpoint import Checkpoint
+from .delta_inspect import routing_table
+from .progress import Progress, Silent
+from .recipe import Recipe, load_recipe, preset_names
+from .routing import Route, route_sites, stages_for
+from .stage_rules import NEEDS_CALIBRATION, NEEDS_INPUTS, check_width
+from .weights import NUMERICS
+
+__all__ = ["Plan", "dry_run", "plan_conversion"]
+
+_SITE_BYTES: Final = 700
+_TENSOR_BYTES: Final = 160
+_RUNTIME_BYTES: Final = 450_000_000
+_CODES_BITS: Final = 4.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, known before any weight is read.
+
+    Attributes:
+        recipe: normalised.
+        routes: role -> site -> route.
+        sites: role -> site name -> Site.
+        calibration: None when the recipe needs none.
+        calibrated: experts whose statistics are used.
+        edges: role -> timestep edges of the expert's bins, of the calibration.
+        warnings: what the report repeats, one line each.
+    """
+
+    recipe: Recipe
+    routes: dict[str, dict[str, Route]]
+    sites: dict[str, dict[str, Site]]
+    calibration: Calibration | None
+    calibrated: frozenset[str]
+    edges: dict[str, tuple[float, float]]
+    warnings: list[str]
+
+
+def plan_conversion(
+    checkpoint: Checkpoint,
+    recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
+    calibration: str | os.PathLike[str] | Calibration | None,
+    progress: Progress,
+) -> Plan:
+    """Check everything that can be checked without reading weights.
+
+    Raises:
+        RecipeError and subclasses, MissingCalibrationError, CalibrationBaseError, DigestMismatchError, TooFewRowsError
+    """
+    loaded = load_recipe(recipe)
+    sites = {role: {site.name: site for site in expert.sites} for role, expert in checkpoint.experts.items()}
+    routes = route_sites(loaded, {role: list(named) for role, named in sites.items()})
+    for role, site, stages in _staged(loaded, routes, sites):
+        check_width(stages, site.in_features, site.out_features, f"recipe {loaded.name}: {role} {site.name}")
+    if loaded.name in preset_names() and loaded.digest != load_recipe(loaded.name).digest:
+        progress.note(f"the recipe is named {loaded.name} like a preset and is another: give it a name of its own")
+    if not loaded.needs_calibration:
+        if calibration is not None:
+            progress.note(f"the recipe {loaded.name} needs no calibration; the given one is ignored")
+        return Plan(loaded, routes, sites, None, frozenset(), {}, [])
+    if calibration is None:
+        inputs = " with --keep-inputs 1024" if loaded.needs_inputs else ""
+        raise MissingCalibrationError(
+            f"the recipe {loaded.name} needs activation statistics",
+            todo=f"calibrate once: hfq calibrate MODEL --prompts FILE -o CAL{inputs}, then --calibration CAL",
+        )
+    opened = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
+    opened.verify_bytes()
+    calibrated = set[str]()
+    few: dict[str, list[int]] = {}
+    for role, site, stages in _staged(loaded, routes, sites):
+        if any(stage["kind"] in NEEDS_CALIBRATION for stage in stages):
+            opened.check_group(role, site.input_group, site.in_features)
+            calibrated.add(role)
+            _check_rows(opened, role, site, stages, few)
+    warnings = [
+        f"{role}: gptq has fewer kept rows than input channels in {len(missing)} linears (as few as {min(missing)} %); "
+        "more of them (--keep-inputs, more prompts) make the Hessian better"
+        for role, missing in few.items()
+    ]
+    for warning in warnings:
+        progress.note(f"warning: {warning}")
+    edges = {}
+    for role in calibrated:
+        early, late = opened.document["schedule"][role]["edges"]
+        edges[role] = (float(early), float(late))
+    return Plan(loaded, routes, sites, opened, frozenset(calibrated), edges, warnings)
+
+
+def _staged(
+    recipe: Recipe, routes: Mapping[str, Mapping[str, Route]], sites: Mapping[str, Mapping[str, Site]]
+) -> Iterator[tuple[str, Site, list[Mapping[str, Any]]]]:
+    """Quantized sites and the stages of each."""
+    for role, expert_routes in routes.items():
+        for name, route in expert_routes.items():
+            if route.to == "quantize":
+                yield role, sites[role][name], stages_for(recipe, role, name)
+
+
+def _check_rows(
+    calibration: Calibration,
+    role: str,
+    site: Site,
+    stages: list[Mapping[str, Any]],
+    few: dict[str, list[int]],
+) -> None:
+    """Check that enough input rows were kept for the stages of a site; notes percentages below 100 in `few`.
+
+    Raises:
+        TooFewRowsError
+    """
+    kept = sum(calibration.plan(role, site.input_group).rows.values())
+    for stage in stages:
+        if stage["kind"] not in NEEDS_INPUTS:
+            continue
+        rows = min(kept, int(stage["tokens"])) if stage["kind"] == "gptq" else kept
+        # A Hessian of fewer rows than an eighth of its size is mostly damping.
+        least = -(-site.in_features // 8) if stage["kind"] == "gptq" else 1
+        if rows < least:
+            raise TooFewRowsError(
+                f"the calibration kept too few input rows for {stage['kind']}",
+                where=f"{calibration.path}: {role} {site.input_group}",
+                expected=f"at least {least}",
+                found=rows,
+                todo="calibrate with --keep-inputs 1024 (rows per timestep bin), or with more",
+            )
+        if stage["kind"] == "gptq" and rows < site.in_features:
+            few.setdefault(role, []).append(100 * rows // site.in_features)
+
+
+def dry_run(
+    checkpoint: Checkpoint,
+    recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
+    calibration: str | os.PathLike[str] | Calibration | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What `quantize` would do, without reading a weight: recipe, routing, predicted delta size and peak memory.
+
+    Raises:
+        what `plan_conversion` raises
+    """
+    plan = plan_conversion(checkpoint, recipe, calibration, progress or Silent())
+    state = elements = documents = working = 0
+    for role, routes in plan.routes.items():
+        for site, route in routes.items():
+            documents += _SITE_BYTES
+            if route.to == "quantize":
+                stages = stages_for(plan.recipe, role, site)
+                more, memory = _stage_bytes(stages, plan.sites[role][site])
+                state, working = state + more, max(working, memory)
+    base = 0
+    for expert in checkpoint.experts.values():
+        for name in expert.names:
+            count = math.prod(expert.info(name).shape)
+            base, elements = base + 2 * count, max(elements, count)
+            documents += _TENSOR_BYTES
+    return {
+        "recipe": plan.recipe.name,
+        "routing": routing_table(plan.routes),
+        "delta_bytes": state + documents,
+        "base_bytes": base,
+        # Copies of the largest weight in several forms; `make check-large` measured at most 1.7 GB at 14B widths.
+        "peak_bytes": _RUNTIME_BYTES + 18 * elements + working,
+    }
+
+
+def _stage_bytes(stages: list[Mapping[str, Any]], site: Site) -> tuple[int, int]:
+    """What the stages of a site add to the delta, and the memory that they need while they run."""
+    width, height = site.in_features, site.out_features
+    state = memory = 0
+    for stage in stages:
+        match stage["kind"]:
+            case "smooth":
+                state += 4 * width
+            case "outlier_columns":
+                state += 4 * int(stage["k"])
+            case "lowrank":
+                state += 2 * int(stage["rank"]) * (width + height)
+                memory = max(memory, 12 * width * height)
+            case "gptq":
+                state += int(_CODES_BITS * width * height / 8)
+                memory = max(memory, 12 * width * width + 12 * width * height + 6 * width * int(stage["tokens"]))
+            case "clip":
+                memory = max(memory, 8 * width * height + 12 * height * int(stage["rows"]))
+    return state, memory
+
+
+def journal_inputs(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """What decides a conversion's result, for its journal."""
+    return {
+        "hfq": VERSION,
+        "numerics": NUMERICS,
+        # Values are compared site by site, when they are read.
+        "base": {
+            role: {name: list(expert.info(name).shape) for name in expert.names}
+            for role, expert in checkpoint.experts.items()
+        },
+        "recipe": dict(plan.recipe.document),
+        "calibration": None if plan.calibration is None else plan.calibration.id,
+    }
