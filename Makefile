@@ -43,9 +43,9 @@ pytest:
 check-large: install-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m large -s
 
-# The table of docs/results.md.
+# The tables of docs/results.md; an interrupted run goes on.
 results: install-dev
-	$(BIN)/python benchmarks/results.py --out benchmarks/results --docs docs/results.md
+	$(BIN)/python benchmarks/results.py --work $(VENV)/results --out benchmarks/results --docs docs/results.md
 
 clean:
 	rm -rf $(VENV) build hfq.egg-info

@@ -1,277 +1,268 @@
-"""The table of docs/results.md: every recipe on the tiny Wan, measured the same way.
+"""The tables of docs/results.md: every recipe on the tiny Wan, measured the same way.
 
-    make results            # or: python benchmarks/results.py --out benchmarks/results --docs docs/results.md
+    make results      # or: python benchmarks/results.py --work DIR --out benchmarks/results --docs docs/results.md
 
-For each arm: convert from one calibration, apply, then
+What every arm needs is made once (`result_materials.py`), then each arm is measured in a worker process with one thread
+(`result_measure.py`); its row is kept in the work folder, so that an interrupted run goes on. A row is used again only
+for the same arm, settings, calibration and code. `--render` makes the tables anew from results.json.
 
-- expert error: NMSE of the expert's output, teacher-forced (every arm gets the inputs that the BF16 run had),
-- PSNR of each clip to the BF16 clip of the same prompt and seed,
-- what a classifier trained on true clips sees in the clips.
-
-Calibration and evaluation prompts are disjoint. Intervals are 95 %: bootstrap over clips for means, Wilson for shares;
-differences to plain rounding are paired by clip.
+Intervals are 95 %: bootstrap for means, Wilson for shares; differences to plain rounding are paired by call or clip.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
+import hashlib
 import json
+import multiprocessing
+import os
 import platform
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
-
+# Before torch is imported, here and in every worker: threads that spin on a busy machine cost 3 to 10 times.
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent / "tiny_wan"))
-from classifier import classify, load_classifier
-from evaluate import choose_labels, generate, summarise
-from shapes import prompt_of
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from result_arms import Arm, all_arms
+from result_materials import Materials, Settings
+from result_measure import code_digest, measure_arm
+from result_table import replace_tables, summarise_rows, tables
 
 import hfq
-from hfq.convert.apply import apply
-from hfq.convert.delta_inspect import describe_delta
+from hfq.convert.atomic import write_file
 from hfq.convert.provenance import machine, software
-from hfq.convert.recipe import load_recipe
-from hfq.convert.tiny.pipeline import WEIGHTS, load_tiny_pipeline
-from hfq.schema.errors import CalibrationRangeError
 
-FIRST_SEED = 900_000
-CALIBRATION_PROMPTS = 16
-KEPT_INPUTS = 64
-FORCED_PROMPTS = 8
-FORCED_EVERY = 4
-RESAMPLES = 10_000
-
-Floats = npt.NDArray[np.float64]
+RESULTS: Final = "results.json"
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One row of the table: a recipe, or None for the base itself."""
-
-    name: str
-    recipe: dict[str, Any] | None
+def _say(text: str) -> None:
+    # The time of day: workers have no other clock in common with the process that started them.
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
-def arms() -> list[Arm]:
-    """BF16, the plain presets, and Tail-Aware with each statistic."""
-    rows = [Arm("BF16", None)]
-    rows += [Arm(name, dict(load_recipe(name).document)) for name in ("rtn-hif8", "rtn-hif4")]
-    for label, statistic, percentile in (
-        ("max", "max", None), ("p99.99", "percentile", 99.99), ("p99.9", "percentile", 99.9),
-        ("p99", "percentile", 99.0), ("rms", "rms", None),
-    ):  # fmt: skip
-        document = copy.deepcopy(dict(load_recipe("tail-aware-hif4").document))
-        stage = document["stage"][0]
-        stage["statistic"] = statistic
-        stage.pop("percentile")
-        if percentile is not None:
-            stage["percentile"] = percentile
-        rows.append(Arm(f"tail-aware-hif4, {label}", document))
-    return rows
+class Rows:
+    """Rows that are done, in the work folder.
+
+    Args:
+        materials: made.
+        code: digest of the code that measures now.
+        any_code: also use rows that other code has made.
+    """
+
+    def __init__(self, materials: Materials, code: str, *, any_code: bool) -> None:
+        self._folder, self._any_code = materials.folder / "rows", any_code
+        with hfq.load_calibration(materials.calibration) as calibration:
+            self._made_with = {"calibration": calibration.id, "code": code}
+
+    def read(self, arm: Arm) -> dict[str, Any] | None:
+        """The row of an arm, or None: not measured, or from another recipe, calibration or code."""
+        path = self._path(arm)
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        wanted = self._key(arm)
+        if self._any_code:
+            wanted["code"] = found["made_with"].get("code")
+        return dict(found["row"]) if found["made_with"] == wanted else None
+
+    def write(self, arm: Arm, row: dict[str, Any]) -> None:
+        """Keep the row of an arm."""
+        content = {"made_with": self._key(arm), "row": {**row, "code": self._made_with["code"]}}
+        write_file(self._path(arm), (json.dumps(content) + "\n").encode())
+
+    def _key(self, arm: Arm) -> dict[str, Any]:
+        definition = json.dumps(arm.definition(), sort_keys=True).encode()
+        return {**self._made_with, "arm": hashlib.sha256(definition).hexdigest()}
+
+    def _path(self, arm: Arm) -> Path:
+        return self._folder / f"{arm.key}.json"
 
 
-class Recorder:
-    """What every forward of the BF16 experts got and gave, for a few prompts and every few steps."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, list[tuple[dict[str, Tensor], Tensor]]] = {"high_noise": [], "low_noise": []}
-        self._seen = 0
-
-    def hook(self, role: str) -> Callable[..., None]:
-        """A forward hook that keeps both guidance branches of every `FORCED_EVERY`-th step."""
-
-        def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            if (self._seen // 2) % FORCED_EVERY == 0:
-                kept = {name: kwargs[name].clone() for name in ("hidden_states", "timestep", "encoder_hidden_states")}
-                self.calls[role].append((kept, output[0].clone()))
-            self._seen += 1
-
-        return after
+def _worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def record(pipeline: Any, prompts: list[str]) -> Recorder:
-    """Run prompts one by one and record."""
-    recorder = Recorder()
-    experts = {"high_noise": pipeline.transformer, "low_noise": pipeline.transformer_2}
-    handles = [module.register_forward_hook(recorder.hook(role), with_kwargs=True) for role, module in experts.items()]
-    for index, prompt in enumerate(prompts):
-        pipeline(prompt, generator=torch.Generator().manual_seed(FIRST_SEED + index), output_type="latent")
-    for handle in handles:
-        handle.remove()
-    return recorder
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-@torch.no_grad()
-def expert_errors(pipeline: Any, recorder: Recorder) -> dict[str, Floats]:
-    """role -> NMSE of each recorded call's output."""
-    found = {}
-    for role, module in (("high_noise", pipeline.transformer), ("low_noise", pipeline.transformer_2)):
-        errors = []
-        for inputs, expected in recorder.calls[role]:
-            output = module(**inputs, return_dict=False)[0]
-            error = (output.double() - expected.double()).square().sum() / expected.double().square().sum()
-            errors.append(float(error))
-        found[role] = np.asarray(errors)
-    return found
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes; after an error or Ctrl-C what has not begun does not begin."""
+    # Fork would copy torch's threads in a state that they cannot go on from.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_worker) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise SystemExit("a worker process was killed; run again to go on") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def psnr(clips: Tensor, reference: Tensor) -> Floats:
-    """PSNR in dB of each clip [N, 3, F, H, W] in [-1, 1]; peak to peak is 2."""
-    error = (clips.double() - reference.double()).square().mean(dim=(1, 2, 3, 4))
-    return (10 * torch.log10(4.0 / error.clamp(min=1e-12))).numpy()
+def _make(materials: Materials, name: str) -> float:
+    return materials.make(name)
 
 
-def bootstrap(values: Floats, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and its 95 % percentile-bootstrap interval."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
-
-
-def measure(pairs: int, work: Path) -> dict[str, Any]:
-    """Everything; returns the document."""
-    labels = choose_labels(pairs + CALIBRATION_PROMPTS)
-    held_out, calibration_labels = labels[:pairs], labels[pairs:]
-    prompts = [prompt_of(label) for label in held_out]
-    calibration_prompts = [prompt_of(label) for label in calibration_labels]
-    assert not set(prompts) & set(calibration_prompts)
-    checkpoint = hfq.open_checkpoint(WEIGHTS)
+def _measure(materials: Materials, arm: Arm) -> dict[str, Any]:
+    """A row, or one with `failed`: an arm that cannot be measured must not end a run of an hour."""
+    _say(f"{arm.key} begins")
     started = time.monotonic()
-    hfq.calibrate(checkpoint, calibration_prompts, work / "cal", keep_inputs=KEPT_INPUTS)
-    calibration_seconds = time.monotonic() - started
-    base = load_tiny_pipeline()
-    recorder = record(base, prompts[:FORCED_PROMPTS])
-    reference = generate(base, prompts, FIRST_SEED, 40, 3.0, batch=12)
-    classifier = load_classifier()
-    rows: list[dict[str, Any]] = []
-    plain: Floats | None = None
-    for index, arm in enumerate(arms()):
-        print(arm.name, file=sys.stderr, flush=True)
-        pipeline, clips = base, reference
-        row: dict[str, Any] = {"arm": arm.name}
-        if arm.recipe is not None:
-            started = time.monotonic()
-            try:
-                delta = hfq.quantize(checkpoint, arm.recipe, work / "cal", out=work / f"delta{index}")
-            except CalibrationRangeError as error:
-                rows.append({**row, "refused": str(error)})
-                continue
-            row["convert_seconds"] = round(time.monotonic() - started, 2)
-            described = describe_delta(delta)
-            row |= {
-                "delta": delta.id,
-                "delta_bytes": described["delta_bytes"],
-                "stored_bits_per_weight": described["stored_bits_per_weight"],
-                "restored_bits_per_weight": described["restored_bits_per_weight"],
-                "weight_nmse": {role: error["weight_nmse"] for role, error in described["error"].items()},
-                "linear_output_nmse": {role: error["output_nmse"] for role, error in described["error"].items()},
-            }
-            pipeline = load_tiny_pipeline()
-            apply(pipeline, delta)
-            errors = expert_errors(pipeline, recorder)
-            row["expert_nmse"] = {role: bootstrap(values) for role, values in errors.items()}
-            clips = generate(pipeline, prompts, FIRST_SEED, 40, 3.0, batch=12)
-            values = psnr(clips, reference)
-            row["psnr_db"] = bootstrap(values)
-            if arm.name == "rtn-hif4":
-                plain = values
-            if plain is not None and arm.name != "rtn-hif4":
-                row["psnr_db_over_rtn_hif4"] = bootstrap(values - plain)
-        row["accuracy"] = summarise(classify(classifier, clips) == held_out)
-        rows.append(row)
+    try:
+        row = measure_arm(arm, materials)
+    except Exception as error:
+        traceback.print_exc()
+        return {"key": arm.key, "arm": arm.label, "family": arm.family, "failed": f"{type(error).__name__}: {error}"}
+    return {**row, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _in_order_of_ending(
+    pool: ProcessPoolExecutor, function: Callable[..., Any], materials: Materials, given: Sequence[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """(argument, result) of each, as they end."""
+    futures: dict[Future[Any], Any] = {pool.submit(function, materials, value): value for value in given}
+    for future in as_completed(futures):
+        yield futures[future], future.result()
+
+
+def measure(settings: Settings, work: Path, wanted: Sequence[Arm], jobs: int, *, any_code: bool) -> dict[str, Any]:
+    """Measure what is wanted and not done.
+
+    Args:
+        work: folder for materials and rows.
+        wanted: arms to measure; rows of others are in the document when they are in the folder.
+        jobs: worker processes.
+        any_code: see `Rows`.
+
+    Returns:
+        the results document.
+    """
+    materials, code = Materials(work, settings), code_digest()
+    for left in materials.folder.glob("delta-*"):  # of a run that was killed
+        shutil.rmtree(left)
+    with _workers(jobs) as pool:
+        missing = materials.missing()
+        _say(f"to be made: {', '.join(missing)}" if missing else "calibration, calls and reference are there")
+        for name, seconds in _in_order_of_ending(pool, _make, materials, missing):
+            _say(f"{name}: {seconds} s")
+        rows = Rows(materials, code, any_code=any_code)
+        todo = [arm for arm in wanted if rows.read(arm) is None]
+        _say(f"{len(wanted) - len(todo)} of {len(wanted)} arms are done already")
+        failed: dict[str, dict[str, Any]] = {}
+        for count, (arm, row) in enumerate(_in_order_of_ending(pool, _measure, materials, todo), 1):
+            if "failed" in row:
+                failed[arm.key] = row
+            else:
+                rows.write(arm, row)
+            words = row.get("failed") or row.get("refused") or f"{row['seconds'] / 60:.1f} min"
+            _say(f"[{count}/{len(todo)}] {arm.key}: {words}")
+    found = [failed.get(arm.key) or rows.read(arm) for arm in all_arms()]
+    return _document(materials, code, [row for row in found if row is not None])
+
+
+def _document(materials: Materials, code: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    settings = materials.settings
     return {
-        "pairs": pairs,
-        "first_seed": FIRST_SEED,
-        "calibration_prompts": CALIBRATION_PROMPTS,
-        "calibration_seconds": round(calibration_seconds, 1),
-        "forced_calls": {role: len(calls) for role, calls in recorder.calls.items()},
+        **asdict(settings),
+        "forced_calls": {role: len(calls) for role, calls in materials.calls().items()},
+        "material_seconds": materials.seconds(),
+        "code": code,
         "software": software(),
         "machine": machine(),
         "python": platform.python_version(),
-        "rows": rows,
+        "figures": summarise_rows(rows, settings.forced),
+        "rows": list(rows),
     }
 
 
-def _interval(found: tuple[float, float, float] | list[float] | None, form: str) -> str:
-    return "" if found is None else f"{found[0]:{form}} [{found[1]:{form}}, {found[2]:{form}}]"
+def _rounded(value: Any) -> Any:
+    """Floats to 7 significant digits: the file shows what was measured, not the last bits of a mean."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
-def table(document: dict[str, Any]) -> str:
-    """The Markdown table."""
-    lines = [
-        "| arm | high-noise output NMSE | low-noise output NMSE | PSNR to BF16, dB | paired difference to rtn-hif4, dB "
-        "| shape | colour | direction | all three |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in document["rows"]:
-        if "refused" in row:
-            lines.append(f"| {row['arm']} | refused: {row['refused']} |  |  |  |  |  |  |  |")
-            continue
-        errors = row.get("expert_nmse", {})
-        shares = []
-        for slot in ("shape", "colour", "direction", "shape_colour_direction"):
-            found = row["accuracy"][slot]
-            low, high = found["wilson_95"]
-            shares.append(f"{100 * found['share']:.1f} % [{100 * low:.0f}, {100 * high:.0f}]")
-        cells = [
-            row["arm"],
-            _interval(errors.get("high_noise"), ".4f"),
-            _interval(errors.get("low_noise"), ".4f"),
-            _interval(row.get("psnr_db"), ".2f"),
-            _interval(row.get("psnr_db_over_rtn_hif4"), "+.2f"),
-            *shares,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| arm | weight NMSE, high / low | linear output NMSE, high / low | delta on disk | bits per weight, packed |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in document["rows"]:
-        if "delta" in row:
-            weight, output = row["weight_nmse"], row["linear_output_nmse"]
-            measured = output["high_noise"] is not None
-            outputs = f"{output['high_noise']:.2e} / {output['low_noise']:.2e}" if measured else "not measured"
-            lines.append(
-                f"| {row['arm']} | {weight['high_noise']:.2e} / {weight['low_noise']:.2e} | {outputs} "
-                f"| {row['delta_bytes'] / 1000:.0f} kB | {row['restored_bits_per_weight']:.3f} |"
-            )
-    return "\n".join(lines)
+def _write(document: dict[str, Any], folder: Path) -> None:
+    # A line per row: indenting every figure of every call would be 6,000 lines.
+    rows = ",\n".join(f"  {json.dumps(_rounded(row))}" for row in document["rows"])
+    head = json.dumps(_rounded({key: value for key, value in document.items() if key != "rows"}), indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n ]\n}}\n'
+    write_file(folder / RESULTS, text.encode())
+
+
+def _chosen(text: str | None) -> list[Arm]:
+    arms = {arm.key: arm for arm in all_arms()}
+    if text is None:
+        return list(arms.values())
+    unknown = [key for key in text.split(",") if key not in arms]
+    if unknown:
+        raise SystemExit(f"no such arm: {', '.join(unknown)}; there are {', '.join(arms)}")
+    return [arms[key] for key in text.split(",")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=24, help="prompt-seed pairs")
-    parser.add_argument("--out", type=Path, required=True, help="folder for results.json")
+    parser.add_argument("--pairs", type=int, default=Settings.pairs, help="prompt-seed pairs")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worker processes, 1 thread each")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder that an interrupted run goes on in, one run at a time; without it none is kept",
+    )
+    parser.add_argument("--arms", help="keys of the arms to measure, with commas; all without it")
+    parser.add_argument("--list", action="store_true", help="print keys and labels of the arms and stop")
+    parser.add_argument("--any-code", action="store_true", help="use rows in WORK that other code has made")
+    parser.add_argument("--render", action="store_true", help="measure nothing; tables from OUT/results.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
     parser.add_argument("--docs", type=Path, help="Markdown file whose marked part is replaced")
     args = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="hfq-results-"))
-    try:
-        document = measure(args.pairs, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    text = table(document)
+    wanted = _chosen(args.arms)
+    if args.list:
+        print("\n".join(f"{arm.key:32} {arm.label}" for arm in wanted))
+        return
+    if args.out is None:
+        parser.error("--out is needed")
+    if args.render:
+        document = json.loads((args.out / RESULTS).read_text(encoding="utf-8"))
+        document["figures"] = summarise_rows(document["rows"], min(document["forced_prompts"], document["pairs"]))
+    else:
+        work = args.work or Path(tempfile.mkdtemp(prefix="hfq-results-"))
+        try:
+            document = measure(Settings(pairs=args.pairs), work, wanted, args.jobs, any_code=args.any_code)
+        finally:
+            if args.work is None:
+                shutil.rmtree(work, ignore_errors=True)
+    _write(document, args.out)
+    text = tables(document)
     print(text)
     if args.docs:
-        begin, end = "<!-- table: begin -->", "<!-- table: end -->"
-        page = args.docs.read_text(encoding="utf-8")
-        head, _, rest = page.partition(begin)
-        tail = rest.partition(end)[2]
-        args.docs.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
+        args.docs.write_text(replace_tables(args.docs.read_text(encoding="utf-8"), text), encoding="utf-8")
+    _say("done")
+    if any("failed" in row for row in document["rows"]):
+        raise SystemExit("some arms failed; run again to try them again")
 
 
 if __name__ == "__main__":

@@ -260,6 +260,8 @@ def _header(
             "rows": "all" if options.rows is None else options.rows,
             "by": sorted(options.by),
             "keep_inputs": options.keep_inputs,
+            # Absent where none are kept: such a calibration has the id that it had before calls could be kept.
+            **({"keep_calls": options.kept_calls} if options.kept_calls else {}),
         },
         "histogram": {"bins_per_octave": BINS_PER_OCTAVE, "octaves": OCTAVES},
         "schedule": {role: schedule.to_json() for role, schedule in schedules.items()},
@@ -305,6 +307,7 @@ def _collector(
         rows=options.rows,
         by=options.by,
         keep_inputs=options.keep_inputs,
+        keep_calls=options.kept_calls,
         seed=settings.seed,
         on_call=progress.advance,
     )

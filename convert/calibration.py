@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -22,8 +23,9 @@ from hfq.schema.errors import (
     WrongRoleError,
 )
 
-from .calibration_layout import GroupPlan, plan_groups
+from .calibration_layout import CallPlan, GroupPlan, plan_calls, plan_groups
 from .group_statistics import GroupStatistics, check_values
+from .kept_calls import Inputs, ModelCall, check_inputs, prompt_key
 from .safetensors_file import SafetensorsFile
 
 __all__ = ["DOCUMENT", "PARTS", "STATISTICS", "Calibration", "GroupStatistics", "file_sha256", "load_calibration"]
@@ -56,6 +58,7 @@ class Calibration:
         self.document = document
         self._file = statistics
         self._plans = plan_groups(document, statistics.tensors, str(path / STATISTICS))
+        self._calls = plan_calls(document, statistics.tensors, str(path / STATISTICS))
 
     @property
     def id(self) -> str:
@@ -100,6 +103,33 @@ class Calibration:
         statistics = plan.gather({entry.name: self._file.read(entry.name) for entry in plan.tensors()})
         check_values(statistics, f"{self.path / STATISTICS}: {role} {group}")
         return statistics
+
+    def call_plans(self, role: str) -> Sequence[CallPlan]:
+        """The kept calls of an expert, from document and header alone; none when the calibration kept none."""
+        return self._calls.get(role, ())
+
+    def read_call(self, plan: CallPlan) -> Inputs:
+        """The inputs of one kept call.
+
+        Raises:
+            MalformedFileError: numbers that no run can have made.
+        """
+        inputs = plan.gather({entry.name: self._file.read(entry.name) for entry in plan.tensors()})
+        check_inputs(inputs, plan.key.call, f"{self.path / STATISTICS}: {plan.prefix}")
+        return inputs
+
+    def calls(self, role: str) -> list[ModelCall]:
+        """The kept calls of an expert, by timestep bin, branch and rising digest; all of them in memory.
+
+        Raises:
+            MalformedFileError: numbers that no run can have made.
+        """
+        entries = [prompt for part in self.document["parts"] for prompt in part["prompts"]]
+        texts = {prompt_key(entry): str(entry["sha256"]) for entry in entries}
+        return [
+            ModelCall(**plan.key.call.to_json(), prompt_sha256=texts[plan.key.prompt], inputs=self.read_call(plan))
+            for plan in self.call_plans(role)
+        ]
 
     def check_group(self, role: str, group: str, channels: int) -> None:
         """Cheap check, from names and shapes alone, that a site can use this calibration.
@@ -196,7 +226,8 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Open a calibration folder. Its document is checked, its statistics are read when asked for.
 
     Raises:
-        MissingPathError, MalformedFileError and subclasses, DigestMismatchError, and what `plan_groups` raises
+        MissingPathError, MalformedFileError and subclasses, DigestMismatchError, and what `plan_groups`
+            and `plan_calls` raise
     """
     folder = Path(path)
     if not folder.is_dir():

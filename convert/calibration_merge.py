@@ -1,17 +1,18 @@
 """Writing calibrations, and joining parts into one.
 
-Histograms, maxima, counts and kept inputs of k parts merge to exactly what one run over the same prompts gives. Sums of
-squares are float64 per part, added in the order of the parts' digests, so that the order of the arguments and of the
-run does not matter either.
+Histograms, maxima, counts, kept inputs and kept calls of k parts merge to exactly what one run over the same prompts
+gives. Sums of squares are float64 per part, added in the order of the parts' digests, so that the order of the
+arguments and of the run does not matter either.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,9 @@ from hfq.schema.errors import CalibrationMergeError, UsageError
 
 from .atomic import publish_folder, refuse_existing, write_file
 from .calibration import DOCUMENT, STATISTICS, Calibration, load_calibration
-from .calibration_layout import GroupPlan
+from .calibration_layout import CallPlan, GroupPlan
 from .group_statistics import GroupStatistics
+from .kept_calls import Inputs, choose_calls
 from .kept_rows import order_of_digests
 from .progress import Progress, Silent
 from .safetensors_writer import SafetensorsWriter
@@ -42,6 +44,9 @@ def write_calibration(
     plans: Sequence[GroupPlan],
     read: Callable[[GroupPlan], GroupStatistics],
     parts: Sequence[Mapping[str, Any]],
+    *,
+    calls: Sequence[CallPlan] = (),
+    read_call: Callable[[CallPlan], Inputs] | None = None,
 ) -> str:
     """Write a calibration into an existing folder and return its id.
 
@@ -51,12 +56,21 @@ def write_calibration(
         plans: the input groups; sorted by expert and name here.
         read: gives the statistics of one group when its turn comes.
         parts: document member `parts`; an entry without `sha256` gets the digest of the file just written.
+        calls: kept calls of every expert, each expert's in their order, where the settings keep any.
+        read_call: gives the inputs of one call when its turn comes.
     """
     ordered = sorted(plans, key=lambda plan: (plan.role, plan.group))
     path = folder / STATISTICS
-    with SafetensorsWriter(path, [tensor for plan in ordered for tensor in plan.tensors()]) as writer:
+    kept = sorted(calls, key=lambda call: (call.role, call.index))
+    tensors = [tensor for plan in ordered for tensor in plan.tensors()]
+    tensors += [tensor for call in kept for tensor in call.tensors()]
+    with SafetensorsWriter(path, tensors) as writer:
         for plan in ordered:
             for entry, value in zip(plan.tensors(), plan.values(read(plan)), strict=True):
+                writer.write(entry.name, value)
+        for call in kept:
+            assert read_call is not None
+            for entry, value in zip(call.tensors(), call.values(read_call(call)), strict=True):
                 writer.write(entry.name, value)
     digest = writer.sha256
     document: dict[str, Any] = {
@@ -65,6 +79,10 @@ def write_calibration(
         "parts": sorted(({"sha256": digest, **part} for part in parts), key=lambda part: str(part["sha256"])),
         "statistics": {"sha256": digest, "size_bytes": writer.size_bytes},
     }
+    if header["settings"].get("keep_calls"):
+        document["calls"] = {
+            role: [call.key.to_json() for call in kept if call.role == role] for role in header["schedule"]
+        }
     document["id"] = content_id(document)
     validate(document, "calibration", str(folder / DOCUMENT))
     write_file(folder / DOCUMENT, canonical_json(document) + b"\n")
@@ -104,7 +122,9 @@ def check_mergeable(calibrations: Sequence[Calibration]) -> None:
             left, right = first.document[member], other.document[member]
             if left == right:
                 continue
-            name = next(name for name in sorted({*left, *right}) if left.get(name) != right.get(name))
+            # The number of kept calls may only follow from that of kept rows.
+            names = sorted({*left, *right}, key=lambda name: (name == "keep_calls", name))
+            name = next(name for name in names if left.get(name) != right.get(name))
             raise CalibrationMergeError(
                 "made with other settings",
                 where=other.path,
@@ -205,10 +225,15 @@ def merge_into(folder: Path, leaves: Sequence[Calibration], progress: Progress) 
         progress.advance()
         return merge_groups((leaf.read(plan.role, plan.group) for leaf in ordered), keep)
 
+    calls = {plan: source for role in ordered[0].roles for plan, source in _merged_calls(ordered, role)}
+
+    def read_call(plan: CallPlan) -> Inputs:
+        leaf, source = calls[plan]
+        return leaf.read_call(source)
+
     header = {member: document[member] for member in HEADER}
-    identity = write_calibration(
-        folder, header, plans, read, [part for leaf in ordered for part in leaf.document["parts"]]
-    )
+    parts = [part for leaf in ordered for part in leaf.document["parts"]]
+    identity = write_calibration(folder, header, plans, read, parts, calls=list(calls), read_call=read_call)
     progress.finish()
     return identity
 
@@ -228,3 +253,21 @@ def _merged_plan(leaves: Sequence[Calibration], role: str, group: str, keep: int
         for index, count in plan.rows.items():
             rows[index] = min(keep, rows.get(index, 0) + count)
     return GroupPlan(role, group, first.channels, first.calls, first.keys, dict(sorted(rows.items())))
+
+
+def _merged_calls(leaves: Sequence[Calibration], role: str) -> Iterator[tuple[CallPlan, tuple[Calibration, CallPlan]]]:
+    """The kept calls of an expert in the merged calibration, each with the leaf and the plan that it comes from."""
+    sources = {plan.key: (leaf, plan) for leaf in leaves for plan in leaf.call_plans(role)}
+    keep = int(leaves[0].document["settings"].get("keep_calls", 0))
+    first: tuple[Calibration, CallPlan] | None = None
+    for index, key in enumerate(choose_calls(sources, keep)):
+        leaf, plan = sources[key]
+        first = first or (leaf, plan)
+        if plan.kind != first[1].kind:
+            raise CalibrationMergeError(
+                "kept calls with other arguments",
+                where=f"{leaf.path}: {plan.prefix}",
+                expected=f"as in {first[0].path}",
+                found=", ".join(name for name, _, _ in plan.kind),
+            )
+        yield dataclasses.replace(plan, index=index), (leaf, plan)

@@ -7,6 +7,8 @@ from typing import Final
 
 from hfq.schema.errors import UsageError
 
+from .kept_calls import MOST_CALLS
+
 __all__ = ["BY", "CalibrationOptions"]
 
 BY: Final = ("bins", "branch")
@@ -20,6 +22,7 @@ class CalibrationOptions:
         rows: rows per call that enter the histograms; None for all.
         by: extra histogram keys, of "bins" and "branch".
         keep_inputs: rows kept per expert, input group and timestep bin.
+        keep_calls: whole forwards kept per expert, timestep bin and guidance branch; None for 1 when rows are kept.
         parts: keep one mergeable calibration per prompt.
         image, last_image: conditioning frames for prompts that name none: a file or "blank".
     """
@@ -27,6 +30,7 @@ class CalibrationOptions:
     rows: int | None = 4096
     by: tuple[str, ...] = ()
     keep_inputs: int = 0
+    keep_calls: int | None = None
     parts: bool = False
     image: str | None = None
     last_image: str | None = None
@@ -36,6 +40,13 @@ class CalibrationOptions:
             raise UsageError("rows is a number from 1, or all", found=self.rows)
         if self.keep_inputs < 0:
             raise UsageError("keep_inputs is a number from 0", found=self.keep_inputs)
+        if self.keep_calls is not None and not 0 <= self.keep_calls <= MOST_CALLS:
+            raise UsageError(f"keep_calls is a number from 0 to {MOST_CALLS}", found=self.keep_calls)
         unknown = [key for key in self.by if key not in BY]
         if unknown or len(set(self.by)) != len(self.by):
             raise UsageError("not histogram keys", expected="some of " + ", ".join(BY), found=self.by)
+
+    @property
+    def kept_calls(self) -> int:
+        """`keep_calls`, or its default: errors of whole blocks go with those of single linears."""
+        return int(self.keep_inputs > 0) if self.keep_calls is None else self.keep_calls

@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hfq.schema.canonical import canonical_json, sha256_hex
+from hfq.schema.canonical import canonical_json
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import HfqError, MalformedFileError, ResumeMismatchError, UsageError
 
 from .atomic import fsync_folder, publish_folder, refuse_existing, write_file
 from .calibration import PARTS
-from .calibration_layout import GroupPlan
+from .calibration_layout import CallPlan, GroupPlan
 from .calibration_merge import HEADER, merge_into, open_leaves, write_calibration
 from .generation import Frames
-from .group_statistics import GroupStatistics
+from .group_statistics import RunStatistics
+from .kept_calls import prompt_key
 from .progress import Progress
 from .prompts import Prompt
 
@@ -74,9 +75,7 @@ class CalibrationWork:
 
     def key(self, prompt: Prompt) -> str:
         """64 hex digits that name a prompt: its text and its frames."""
-        entry = self._entries[prompt]
-        names = ("sha256", "image", "last_image")
-        return sha256_hex(canonical_json({name: entry[name] for name in names if entry.get(name) is not None}))
+        return prompt_key(self._entries[prompt])
 
     def _folder(self, prompt: Prompt) -> Path:
         return self.partial / PARTS / self.key(prompt)[:16]
@@ -85,21 +84,28 @@ class CalibrationWork:
         """Whether the prompt's part is there."""
         return self._folder(prompt).exists()
 
-    def write_part(self, prompt: Prompt, statistics: Mapping[tuple[str, str], GroupStatistics]) -> None:
-        """Keep the statistics of one prompt."""
+    def write_part(self, prompt: Prompt, found: RunStatistics) -> None:
+        """Keep the statistics and the calls of one prompt."""
         folder = self._folder(prompt)
         unfinished = folder.with_name(folder.name + ".partial")
         if unfinished.exists():
             shutil.rmtree(unfinished)
         unfinished.mkdir()
-        plans = [GroupPlan.of(role, group, found) for (role, group), found in statistics.items()]
+        plans = [GroupPlan.of(role, group, statistics) for (role, group), statistics in found.groups.items()]
+        calls = {
+            CallPlan.of(role, index, call.key, call.inputs): call.inputs
+            for role, of_role in found.calls.items()
+            for index, call in enumerate(of_role)
+        }
         try:
             write_calibration(
                 unfinished,
                 self._header,
                 plans,
-                lambda plan: statistics[plan.role, plan.group],
+                lambda plan: found.groups[plan.role, plan.group],
                 [{"prompts": [self._entries[prompt]]}],
+                calls=list(calls),
+                read_call=calls.__getitem__,
             )
         except (OSError, HfqError):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -153,7 +159,8 @@ def _compare(before: Any, now: Mapping[str, Any], where: Path) -> None:
         raise MalformedFileError("not the record of an unfinished calibration", where=where, todo="remove the folder")
     # In this order: another setting explains another schedule.
     for member in ("base", "settings", "prompts", "schedule", "histogram"):
-        for name in sorted({*before[member], *now[member]}):
+        # The number of kept calls may only follow from that of kept rows.
+        for name in sorted({*before[member], *now[member]}, key=lambda name: (name == "keep_calls", name)):
             left, right = before[member].get(name), now[member].get(name)
             if left != right:
                 raise ResumeMismatchError(

@@ -35,7 +35,7 @@ def encode_codes(chosen: Hif4Tensor, plain: Hif4Tensor) -> Tensor:
     """Codes [out, K] as a difference to plain ones under the same words: uint8 [bytes]. A zero must be code 0."""
     difference = (levels_of_codes(chosen.codes).to(torch.int16) - levels_of_codes(plain.codes)) % _LEVELS
     flat = difference.to(torch.uint8).view(-1)
-    return _compress((flat[0::2] | (flat[1::2] << 4)).numpy().tobytes(), zlib.Z_HUFFMAN_ONLY)
+    return _compress((flat[0::2] | (flat[1::2] << 4)).numpy().tobytes())
 
 
 def decode_codes(stored: Tensor, plain: Hif4Tensor, where: str) -> Tensor:
@@ -63,7 +63,7 @@ def encode_words(chosen: Tensor, plain: Tensor) -> Tensor:
     """Scale words uint32 [out, groups] as a difference to plain ones: uint8 [bytes]."""
     difference = (chosen.view(torch.int32) ^ plain.view(torch.int32)).contiguous()
     planes = difference.view(torch.uint8).view(-1, 4).T.contiguous()
-    return _compress(planes.numpy().tobytes(), zlib.Z_DEFAULT_STRATEGY)
+    return _compress(planes.numpy().tobytes())
 
 
 def decode_words(stored: Tensor, plain: Tensor, where: str) -> Tensor:
@@ -78,8 +78,8 @@ def decode_words(stored: Tensor, plain: Tensor, where: str) -> Tensor:
     return (difference ^ plain.view(torch.int32)).view(torch.uint32)
 
 
-def _compress(data: bytes, strategy: int) -> Tensor:
-    stream = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
+def _compress(data: bytes) -> Tensor:
+    stream = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     return torch.frombuffer(bytearray(stream.compress(data) + stream.flush()), dtype=torch.uint8)
 
 

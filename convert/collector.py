@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from hfq.schema.errors import NonFiniteActivationError, UsageError
 
 from .accumulator import Accumulator
-from .calibration import GroupStatistics
+from .group_statistics import GroupStatistics, RunStatistics
+from .kept_calls import CallKeeper, flatten
 from .kept_rows import KeptRows, RowChooser
 from .schedule import BRANCHES, Call, ExpertSchedule, histogram_key
 
@@ -52,7 +53,8 @@ class Collector:
         rows: rows per call that enter the histogram, or None for all.
         by: extra histogram keys: "bins", "branch".
         keep_inputs: rows kept per input group and timestep bin.
-        seed: of the selection of kept rows.
+        keep_calls: whole forwards kept per expert, timestep bin and branch.
+        seed: of the selection of kept rows and calls.
         on_call: called after every forward of a transformer.
     """
 
@@ -66,6 +68,7 @@ class Collector:
         rows: int | None,
         by: Collection[str],
         keep_inputs: int,
+        keep_calls: int,
         seed: int,
         on_call: Callable[[], None],
     ) -> None:
@@ -77,6 +80,7 @@ class Collector:
             for role, schedule in schedules.items()
         }
         self._chooser = RowChooser(keep_inputs, seed) if keep_inputs else None
+        self._keeper = CallKeeper(keep_calls, seed, schedules) if keep_calls else None
         self._groups: dict[tuple[str, str], Accumulator] = {}
         self._kept: dict[tuple[str, str, int], KeptRows] = {}
         self._branch: str | None = None
@@ -106,9 +110,11 @@ class Collector:
         self._step, self._call = -1, None
         if self._chooser is not None:
             self._chooser.begin_prompt(prompt_sha256)
+        if self._keeper is not None:
+            self._keeper.begin_prompt(prompt_sha256)
 
-    def finish(self) -> dict[tuple[str, str], GroupStatistics]:
-        """Statistics of the run, on the CPU: (role, group) -> statistics.
+    def finish(self) -> RunStatistics:
+        """Statistics and kept calls of the run.
 
         Raises:
             UsageError: the pipeline did not run its whole schedule, or went round a linear.
@@ -135,7 +141,7 @@ class Collector:
                         todo="calibrate the model as it was released: no fused projections, no step caching",
                     )
                 result[entry.role, entry.group] = self._on_cpu(entry, group.statistics)
-            return result
+            return RunStatistics(result, {} if self._keeper is None else self._keeper.result())
         finally:
             self.seconds += time.perf_counter() - started
 
@@ -207,8 +213,26 @@ class Collector:
             self._index, self._call = index, self._schedules[role].calls[index]
             if self._chooser is not None:
                 self._chooser.begin_call(self._step, self._branch)
+            if self._keeper is not None and self._keeper.wants(role, self._call):
+                self._keep_call(self._keeper, role, self._call, module, args, kwargs)
 
         return before
+
+    def _keep_call(
+        self,
+        keeper: CallKeeper,
+        role: str,
+        call: Call,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        with self._timed(hidden_states.device):
+            inputs = flatten(keeper.take(role, call, module, args, kwargs))
+        for name, value in inputs.items():
+            if not bool(torch.isfinite(value).all()):
+                self._refuse(role, f"input {name}", call)
 
     def _after_model(self, role: str) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

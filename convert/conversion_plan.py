@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from hfq.schema.errors import MissingCalibrationError, TooFewRowsError
 from hfq.schema.version import VERSION
 
+from .analyze import Analysis, load_analysis
 from .architecture import Site
 from .calibration import Calibration, load_calibration
 from .checkpoint import Checkpoint
 from .delta_inspect import routing_table
 from .progress import Progress, Silent
+from .prompt_overlap import compare_prompts, overlap_line
+from .prompts import Prompt
 from .recipe import Recipe, load_recipe, preset_names
 from .routing import Route, route_sites, stages_for
+from .selection import Ranking, Selection, select_blocks
 from .stage_rules import NEEDS_CALIBRATION, NEEDS_INPUTS, check_width
 from .weights import NUMERICS
 
 __all__ = ["Plan", "dry_run", "plan_conversion"]
 
-_SITE_BYTES: Final = 700
+_KEPT_BYTES: Final = 150
+_SITE_BYTES: Final = 550
 _TENSOR_BYTES: Final = 160
 _RUNTIME_BYTES: Final = 450_000_000
-_CODES_BITS: Final = 4.5
+# Codes as a difference to plain rounding: `benchmarks/code_difference.py`.
+_CODES_BITS: Final = 1.2
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Plan:
         calibrated: experts whose statistics are used.
         edges: role -> timestep edges of the expert's bins, of the calibration.
         warnings: what the report repeats, one line each.
+        selection: what the recipe's select rules chose.
+        ranking: the scores that they chose by; None when none does.
+        evaluation: overlap with the evaluation prompts, as `provenance.json` has it; None when none were given.
     """
 
     recipe: Recipe
@@ -50,6 +59,18 @@ class Plan:
     calibrated: frozenset[str]
     edges: dict[str, tuple[float, float]]
     warnings: list[str]
+    selection: Selection
+    ranking: Ranking | None
+    evaluation: dict[str, Any] | None
+
+    def check_root(self, role: str, root: str) -> None:
+        """Check that an expert is the one whose scores decided.
+
+        Raises:
+            WrongRoleError, AnalysisBaseError
+        """
+        if self.ranking is not None and role in self.selection.ranked:
+            self.ranking.check_root(role, root, "the base")
 
 
 def plan_conversion(
@@ -57,15 +78,21 @@ def plan_conversion(
     recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
     calibration: str | os.PathLike[str] | Calibration | None,
     progress: Progress,
+    *,
+    analysis: str | os.PathLike[str] | Analysis | None = None,
+    evaluation_prompts: Sequence[Prompt] | None = None,
 ) -> Plan:
     """Check everything that can be checked without reading weights.
 
     Raises:
-        RecipeError and subclasses, MissingCalibrationError, CalibrationBaseError, DigestMismatchError, TooFewRowsError
+        RecipeError and subclasses, MissingAnalysisError, AnalysisBaseError, WrongRoleError, MissingCalibrationError,
+        CalibrationBaseError, DigestMismatchError, TooFewRowsError
     """
     loaded = load_recipe(recipe)
     sites = {role: {site.name: site for site in expert.sites} for role, expert in checkpoint.experts.items()}
-    routes = route_sites(loaded, {role: list(named) for role, named in sites.items()})
+    ranking = _read_ranking(loaded, analysis, progress)
+    selection = select_blocks(loaded, sites, ranking)
+    routes = route_sites(loaded, sites, selection)
     for role, site, stages in _staged(loaded, routes, sites):
         check_width(stages, site.in_features, site.out_features, f"recipe {loaded.name}: {role} {site.name}")
     if loaded.name in preset_names() and loaded.digest != load_recipe(loaded.name).digest:
@@ -73,12 +100,13 @@ def plan_conversion(
     if not loaded.needs_calibration:
         if calibration is not None:
             progress.note(f"the recipe {loaded.name} needs no calibration; the given one is ignored")
-        return Plan(loaded, routes, sites, None, frozenset(), {}, [])
+        plan = Plan(loaded, routes, sites, None, frozenset(), {}, [], selection, ranking, None)
+        return _finish(plan, checkpoint, evaluation_prompts, progress)
     if calibration is None:
-        inputs = " with --keep-inputs 1024" if loaded.needs_inputs else ""
+        inputs = " --keep-inputs 1024" if loaded.needs_inputs else ""
         raise MissingCalibrationError(
             f"the recipe {loaded.name} needs activation statistics",
-            todo=f"calibrate once: hfq calibrate MODEL --prompts FILE -o CAL{inputs}, then --calibration CAL",
+            todo=f"calibrate once: hfq calibrate MODEL --prompts FILE{inputs} -o CAL, then --calibration CAL",
         )
     opened = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
     opened.verify_bytes()
@@ -100,7 +128,47 @@ def plan_conversion(
     for role in calibrated:
         early, late = opened.document["schedule"][role]["edges"]
         edges[role] = (float(early), float(late))
-    return Plan(loaded, routes, sites, opened, frozenset(calibrated), edges, warnings)
+    plan = Plan(loaded, routes, sites, opened, frozenset(calibrated), edges, warnings, selection, ranking, None)
+    return _finish(plan, checkpoint, evaluation_prompts, progress)
+
+
+def _read_ranking(
+    recipe: Recipe, analysis: str | os.PathLike[str] | Analysis | None, progress: Progress
+) -> Ranking | None:
+    if not recipe.needs_analysis:
+        if analysis is not None:
+            progress.note(f"the recipe {recipe.name} needs no analysis; the given one is ignored")
+        return None
+    if analysis is None:
+        return None
+    opened = analysis if isinstance(analysis, Analysis) else load_analysis(analysis)
+    measured, wanted = opened.document["format"], recipe.weight["format"]
+    if measured != wanted:
+        progress.note(f"warning: the analysis measured {measured}; the recipe {recipe.name} has {wanted} weights")
+    return Ranking.from_analysis(opened.document, str(opened.path))
+
+
+def _finish(
+    plan: Plan, checkpoint: Checkpoint, evaluation_prompts: Sequence[Prompt] | None, progress: Progress
+) -> Plan:
+    """Check the analysis against every root that is known without reading the base, and compare prompts.
+
+    Raises:
+        WrongRoleError, AnalysisBaseError
+    """
+    for role in plan.selection.ranked:
+        known = checkpoint.experts[role].known_root
+        if known is not None:
+            plan.check_root(role, known)
+        if plan.calibration is not None and plan.ranking is not None and role in plan.calibrated:
+            calibrated = plan.calibration.document["base"]["experts"][role]["bf16_root"]
+            plan.ranking.check_root(role, calibrated, str(plan.calibration.path))
+    prompts = [] if plan.calibration is None else plan.calibration.prompt_hashes
+    evaluation = compare_prompts(evaluation_prompts, prompts, plan.selection.prompts)
+    line = overlap_line(evaluation)
+    if line is not None:
+        progress.note(line)
+    return replace(plan, evaluation=evaluation)
 
 
 def _staged(
@@ -149,18 +217,29 @@ def dry_run(
     recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
     calibration: str | os.PathLike[str] | Calibration | None = None,
     progress: Progress | None = None,
+    *,
+    analysis: str | os.PathLike[str] | Analysis | None = None,
+    evaluation_prompts: Sequence[Prompt] | None = None,
 ) -> dict[str, Any]:
     """What `quantize` would do, without reading a weight: recipe, routing, predicted delta size and peak memory.
 
     Raises:
         what `plan_conversion` raises
     """
-    plan = plan_conversion(checkpoint, recipe, calibration, progress or Silent())
+    plan = plan_conversion(
+        checkpoint,
+        recipe,
+        calibration,
+        progress or Silent(),
+        analysis=analysis,
+        evaluation_prompts=evaluation_prompts,
+    )
     state = elements = documents = working = 0
     for role, routes in plan.routes.items():
         for site, route in routes.items():
-            documents += _SITE_BYTES
+            documents += _KEPT_BYTES
             if route.to == "quantize":
+                documents += _SITE_BYTES
                 stages = stages_for(plan.recipe, role, site)
                 more, memory = _stage_bytes(stages, plan.sites[role][site])
                 state, working = state + more, max(working, memory)
@@ -213,4 +292,5 @@ def journal_inputs(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         },
         "recipe": dict(plan.recipe.document),
         "calibration": None if plan.calibration is None else plan.calibration.id,
+        "selection": plan.selection.document,
     }

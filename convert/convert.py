@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.documents import validate
 from hfq.schema.errors import HfqError, ResumeMismatchError, UnreadableFileError
 
+from .analyze import Analysis
 from .architecture import Site
 from .atomic import publish_folder, refuse_existing, write_file
 from .calibration import Calibration, GroupStatistics
@@ -28,6 +29,7 @@ from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state
 from .identity import FileWitness, Identity
 from .journal import Journal
 from .progress import Progress, Silent
+from .prompts import Prompt
 from .provenance import provenance_document
 from .recipe import Recipe
 from .routing import stages_for
@@ -52,6 +54,8 @@ def quantize(
     resume: bool = False,
     hash_files: bool = True,
     progress: Progress | None = None,
+    analysis: str | os.PathLike[str] | Analysis | None = None,
+    evaluation_prompts: Sequence[Prompt] | None = None,
 ) -> Delta:
     """Convert a base into a delta.
 
@@ -62,9 +66,14 @@ def quantize(
         out: folder to make. Unfinished work is in `OUT.partial`.
         resume: go on in `OUT.partial`.
         hash_files: also hash the checkpoint's files (witnesses in `provenance.json`).
+        analysis: file, folder or Analysis of the same base, for rules that select blocks by a score; ignored with a
+            note when the recipe has none.
+        evaluation_prompts: prompts that the result will be judged by; those that the calibration or the analysis has
+            are noted and recorded in `provenance.json`.
 
     Raises:
-        OutputExistsError, ResumeMismatchError, RecipeError, MissingCalibrationError, CalibrationBaseError,
+        OutputExistsError, ResumeMismatchError, RecipeError, MissingAnalysisError, AnalysisBaseError, WrongRoleError,
+        MissingCalibrationError, CalibrationBaseError,
         CalibrationRangeError, NonFiniteWeightError, and what reading the checkpoint raises. After any of them nothing
         is left that this call made, except after an interruption, a full disk or a base that cannot be read: then
         `resume` goes on.
@@ -72,7 +81,9 @@ def quantize(
     shown = progress or Silent()
     destination = Path(out)
     partial = refuse_existing(destination, resume=resume)
-    plan = plan_conversion(checkpoint, recipe, calibration, shown)
+    plan = plan_conversion(
+        checkpoint, recipe, calibration, shown, analysis=analysis, evaluation_prompts=evaluation_prompts
+    )
     journal = Journal(partial, journal_inputs(checkpoint, plan))
     try:
         Conversion(checkpoint, plan, journal, shown, hash_files=hash_files).run()
@@ -110,6 +121,7 @@ class Conversion:
                 self._see(role, tensor)
                 del tensor  # or it stays in memory while the next one is read
             identities[role], witnesses[role] = scan.identity, scan.witnesses
+            self._plan.check_root(role, scan.identity.bf16_root)
         partial = self._journal.partial
         state = self._write_state(partial / STATE)
         headrooms = self._choose_headrooms()
@@ -126,6 +138,7 @@ class Conversion:
             witnesses,
             seconds=time.perf_counter() - started,
             resumed=not self._journal.is_new,
+            evaluation=self._plan.evaluation,
         )
         validate(provenance, "provenance", PROVENANCE)
         for name, content in ((REPORT, report), (PROVENANCE, provenance), (DOCUMENT, document)):
@@ -276,6 +289,7 @@ class Conversion:
             "calibration": None
             if calibration is None
             else {"id": calibration.id, "prompts": calibration.prompt_hashes},
+            "selection": self._plan.selection.document,
             "state": dict(state),
             "sites": sites,
         }

@@ -22,6 +22,7 @@ from .identity import bf16_root_of
 from .op_check import ClipCheck, check_ops, check_sizes
 from .recipe import Recipe
 from .routing import route_sites, stages_for
+from .selection import check_selection
 from .site_ops import read_ops
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def check_content(delta: Delta) -> None:
 
     Raises:
         InconsistentDeltaError: roots that do not follow from digests, a base that is no whole Wan model, a linear
-            without a route, routes, ops or formats that do not follow from the recipe, a calibration that nothing
-            used, or none where one was needed, a recipe that does not fit the delta's own sites.
+            without a route, a selection, routes, ops or formats that do not follow from the recipe, a calibration that
+            nothing used, or none where one was needed, a recipe that does not fit the delta's own sites.
         MissingTensorError, UnexpectedTensorError, ShapeMismatchError, MaskValueError: ops and state do not fit.
     """
     where = str(delta.path)
@@ -57,7 +58,7 @@ def check_content(delta: Delta) -> None:
             what = "a linear of the base without a route" if site in linears[role] else "a site that the base lacks"
             raise InconsistentDeltaError(what, where=f"{where}: sites {role} {site}")
     try:
-        _check_routes(delta.recipe, sites, where)
+        _check_routes(delta.recipe, delta.document["selection"], sites, where)
     except RecipeError as error:
         raise InconsistentDeltaError(error.what, where=f"{where}: {error.where}", found=error.found) from None
     if delta.recipe.needs_calibration != (delta.document["calibration"] is not None):
@@ -66,6 +67,7 @@ def check_content(delta: Delta) -> None:
             where=f"{where}: calibration",
             expected="one" if delta.recipe.needs_calibration else "none",
         )
+    _check_prompts(delta.document, where)
     _check_state(delta, where)
 
 
@@ -85,8 +87,28 @@ def _check_base(role: str, expert: Mapping[str, Any], model_type: str, where: st
     return {site.name for site in architecture.sites()}
 
 
-def _check_routes(recipe: Recipe, sites: Mapping[str, Mapping[str, Mapping[str, Any]]], where: str) -> None:
-    for role, routes in route_sites(recipe, sites).items():
+def _check_prompts(document: Mapping[str, Any], where: str) -> None:
+    """One calibration has one list of prompts."""
+    calibration, selection = document["calibration"], document["selection"]
+    analysis = None if selection is None else selection["analysis"]
+    if calibration is None or analysis is None or analysis["calibration"] != calibration["id"]:
+        return
+    if analysis["prompts"] != calibration["prompts"]:
+        raise InconsistentDeltaError(
+            "the selection and the calibration name other prompts of the same calibration",
+            where=f"{where}: selection.analysis.prompts",
+            expected=f"{len(calibration['prompts'])} prompts of calibration {calibration['id'][:12]}…",
+        )
+
+
+def _check_routes(
+    recipe: Recipe,
+    selection: Mapping[str, Any] | None,
+    sites: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    where: str,
+) -> None:
+    chosen = check_selection(recipe, sites, selection, where)
+    for role, routes in route_sites(recipe, sites, chosen).items():
         for site, route in routes.items():
             entry, place = sites[role][site], f"{where}: sites {role} {site}"
             found = (entry["route"], entry["rule"], entry["reason"])

@@ -123,6 +123,11 @@ class Expert:
             parts.append(ScanPart(file, self._source.witness_name(file.path), names))
         return Scan(parts, f"reading {self.role}", progress or Silent(), hash_files, self._remember)
 
+    @property
+    def known_root(self) -> str | None:
+        """The bf16 root if a scan has finished already, else None: nothing is read."""
+        return None if self._identity is None else self._identity.bf16_root
+
     def identity(self, progress: Progress | None = None) -> Identity:
         """The digests and roots; those of the last finished scan, else every tensor is read now."""
         if self._identity is None:

@@ -1,4 +1,4 @@
-"""Statistics of one input group, and what is derived from them."""
+"""Statistics of one input group, what is derived from them, and all that one run gives."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from hfq.schema.errors import CalibrationRangeError, MalformedFileError
 
 from .histogram import BINS_PER_OCTAVE, NO_OCTAVE, Histogram
+from .kept_calls import KeptCall
 from .kept_rows import order_of_digests
 
-__all__ = ["GroupStatistics", "check_values"]
+__all__ = ["GroupStatistics", "RunStatistics", "check_values"]
 
 _OCTAVES_OF_BF16: Final = (-133, 127)
 
@@ -80,6 +81,19 @@ class GroupStatistics:
                 todo="choose a higher percentile, or the statistic max or rms",
             )
         return torch.minimum(values, self.channel_max())
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """What the run of one prompt gives, on the CPU.
+
+    Attributes:
+        groups: (role, input group) -> statistics.
+        calls: role -> kept calls, by bin, branch and rising digest; empty when none are kept.
+    """
+
+    groups: dict[tuple[str, str], GroupStatistics]
+    calls: dict[str, list[KeptCall]] = field(default_factory=dict)
 
 
 def check_values(statistics: GroupStatistics, where: str) -> None:

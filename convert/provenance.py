@@ -64,8 +64,10 @@ def provenance_document(
     *,
     seconds: float,
     resumed: bool,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The document under `hfq.provenance/1`. File names are relative to the model's folder; no path is recorded."""
+    """The document under `hfq.provenance/1`. File names are relative to the model's folder; no path is recorded.
+    `evaluation` is what `compare_prompts` found."""
     return {
         "schema": "hfq.provenance/1",
         "delta": delta_id,
@@ -95,4 +97,5 @@ def provenance_document(
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
         "resumed": resumed,
+        "evaluation": None if evaluation is None else dict(evaluation),
     }

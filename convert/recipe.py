@@ -20,6 +20,7 @@ from hfq.schema.canonical import canonical_json, sha256_hex
 from hfq.schema.documents import parse_json, read_bytes, validate
 from hfq.schema.errors import MalformedFileError, MissingPathError, RecipeError, SchemaViolationError
 
+from .route_rules import check_route_fields, check_routes, with_route_order
 from .stage_rules import NEEDS_CALIBRATION, NEEDS_INPUTS, check_stage_fields, check_stages, with_stage_defaults
 
 __all__ = ["Recipe", "load_recipe", "preset_names"]
@@ -83,6 +84,17 @@ class Recipe:
         return any(stage["kind"] in NEEDS_INPUTS for stage in self.stages)
 
     @property
+    def needs_analysis(self) -> bool:
+        """Whether any rule selects blocks by a score."""
+        return any(rule.get("select") == "top-k" for rule in self.rules)
+
+    @property
+    def max_kept_blocks(self) -> int | None:
+        """The most blocks of one expert that may hold a kept linear; None without a limit."""
+        limit: int | None = self.document.get("max_kept_blocks")
+        return limit
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the normalised document."""
         return sha256_hex(canonical_json(dict(self.document)))
@@ -96,10 +108,13 @@ class Recipe:
             RecipeError: fields that contradict each other.
         """
         normal = _normalise(copy.deepcopy(dict(document)), where)
+        for index, rule in enumerate(normal.get("route", [])):
+            check_route_fields(rule, f"{where}: route {index + 1}")
         for index, stage in enumerate(normal["stage"]):
             check_stage_fields(stage, f"{where}: stage {index + 1}")
         validate(normal, "recipe", where)
         _check(normal, where)
+        check_routes(normal, where)
         check_stages(normal, where)
         return cls(normal)
 
@@ -118,11 +133,13 @@ def _normalise(document: dict[str, Any], where: str) -> dict[str, Any]:
         for entry in entries:
             if isinstance(entry.get("match"), str):
                 entry["match"] = [entry["match"]]
+    if "route" in document:
+        document["route"] = [with_route_order(rule) for rule in document["route"]]
     document["stage"] = [with_stage_defaults(stage) for stage in document["stage"]]
-    return _integers_as_floats(document)
+    return _one_spelling(document)
 
 
-def _integers_as_floats(document: dict[str, Any]) -> dict[str, Any]:
+def _one_spelling(document: dict[str, Any]) -> dict[str, Any]:
     # `percentile = 99` and `percentile = 99.0` are one recipe; RFC 8785 writes both as 99.
     for stage in document["stage"]:
         for key, value in stage.items():
@@ -140,7 +157,7 @@ def _number(value: Any, where: str) -> Any:
         number = math.inf
     if not math.isfinite(number):
         raise RecipeError("a number that is not finite", where=where)
-    return number
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def _check(document: Mapping[str, Any], where: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from hfq.schema.errors import RecipeError, UnmatchedRuleError, UnroutedSiteError
 
 from .recipe import Recipe
+from .route_rules import describe_rule
+from .selection import Selection, block_index, select_blocks
 from .stage_rules import check_order
 
 __all__ = ["Route", "matches", "route_sites", "stages_for"]
@@ -22,7 +24,7 @@ class Route:
     Attributes:
         to: "quantize" or "keep".
         rule: index of the recipe's rule that decided.
-        reason: the pattern that matched and the rule's own words.
+        reason: the pattern that matched, or the selection and the block, and the rule's own words.
     """
 
     to: str
@@ -40,12 +42,15 @@ def matches(entry: Mapping[str, Any], role: str, site: str) -> str | None:
     return None
 
 
-def route_sites(recipe: Recipe, sites: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Route]]:
+def route_sites(
+    recipe: Recipe, sites: Mapping[str, Iterable[str]], selection: Selection | None = None
+) -> dict[str, dict[str, Route]]:
     """Route every site of every expert; the first rule that fits decides.
 
     Args:
         recipe: the recipe whose rules are applied in order.
         sites: role -> site names.
+        selection: of the same recipe and sites; None selects now, which no `top-k` rule can.
 
     Returns:
         role -> site name -> Route, in the order given.
@@ -55,20 +60,21 @@ def route_sites(recipe: Recipe, sites: Mapping[str, Iterable[str]]) -> dict[str,
         UnmatchedRuleError: a rule that fits no site, or whose sites are all decided by earlier rules; likewise a
             pattern of a rule or stage that fits nothing, since such a pattern is a misspelt one, and a stage that only
             kept sites fit.
-        RecipeError: a rule or stage for an expert that the model does not have.
+        RecipeError: a rule or stage for an expert that the model does not have; more kept blocks than the recipe
+            allows.
+        and what `select_blocks` raises, without a selection
     """
     names = {role: list(expert_sites) for role, expert_sites in sites.items()}
     _check_experts(recipe, list(names))
+    chosen = select_blocks(recipe, names) if selection is None else selection
     routes: dict[str, dict[str, Route]] = {}
     decided = [0] * len(recipe.rules)
     for role, expert_sites in names.items():
         routes[role] = {}
         for site in expert_sites:
             for index, rule in enumerate(recipe.rules):
-                pattern = matches(rule, role, site)
-                if pattern is not None:
-                    words = rule.get("reason", "")
-                    reason = f"{pattern}: {words}" if words else pattern
+                reason = chosen.reason(role, index, site) if "select" in rule else _reason(rule, role, site)
+                if reason is not None:
                     routes[role][site] = Route(rule["to"], index, reason)
                     decided[index] += 1
                     break
@@ -84,12 +90,35 @@ def route_sites(recipe: Recipe, sites: Mapping[str, Iterable[str]]) -> dict[str,
             raise UnmatchedRuleError(
                 "every linear of this rule is decided by an earlier rule",
                 where=f"recipe {recipe.name}: route {index + 1}",
-                found=", ".join(recipe.rules[index]["match"]),
+                found=describe_rule(recipe.rules[index]),
                 todo="move the rule up or remove it",
             )
     for index, stage in enumerate(recipe.stages):
         _check_stage(stage, f"recipe {recipe.name}: stage {index + 1} ({stage['kind']})", names, routes)
+    if recipe.max_kept_blocks is not None:
+        _check_cap(recipe.max_kept_blocks, f"recipe {recipe.name}: max_kept_blocks", routes)
     return routes
+
+
+def _reason(rule: Mapping[str, Any], role: str, site: str) -> str | None:
+    """Why a rule with patterns fits a site, or None."""
+    pattern, words = matches(rule, role, site), rule.get("reason", "")
+    return f"{pattern}: {words}" if pattern is not None and words else pattern
+
+
+def _check_cap(limit: int, where: str, routes: Mapping[str, Mapping[str, Route]]) -> None:
+    """Only the main stack counts: that is what the rules of the challenge, where the cap comes from, call blocks."""
+    for role, sites in routes.items():
+        kept = {
+            block for site, route in sites.items() if route.to == "keep" and (block := block_index(site)) is not None
+        }
+        if len(kept) > limit:
+            raise RecipeError(
+                "too many blocks hold a kept linear",
+                where=f"{where}: {role}",
+                expected=f"at most {limit}",
+                found=f"{len(kept)}: {', '.join(map(str, sorted(kept)))}",
+            )
 
 
 def _check_stage(

@@ -28,12 +28,12 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "mask_max": 1e4,
     },
     # One scale group is mixed with itself alone: no other group gets a share of an outlier.
-    "rotate": {"block": 64.0, "seed": 0.0},
-    "outlier_columns": {"k": 64.0, "statistic": "max"},
-    "lowrank": {"rank": 32.0},
-    "gptq": {"damp": 0.05, "tokens": 4096.0, "inputs": "quantized", "group_scale": "dynamic"},
+    "rotate": {"block": 64, "seed": 0},
+    "outlier_columns": {"k": 64, "statistic": "max"},
+    "lowrank": {"rank": 32},
+    "gptq": {"damp": 0.05, "tokens": 4096, "inputs": "quantized", "group_scale": "dynamic"},
     # HiFloat4 has no code above the group's maximum, so that the search stays near 1.
-    "clip": {"scope": "bin", "candidates": [1.15, 1.1, 1.05, 1.0, 0.95, 0.9], "rows": 1024.0},
+    "clip": {"scope": "bin", "candidates": [1.15, 1.1, 1.05, 1.0, 0.95, 0.9], "rows": 1024},
 }
 
 STAGE_KINDS: Final = tuple(_DEFAULTS)
@@ -89,7 +89,7 @@ def check_stage_fields(stage: Mapping[str, Any], where: str) -> None:
     if kind == "rotate" and stage["block"] not in (64, 128, 256):
         raise RecipeError("not a block of the Hadamard rotation", where=where, expected="64, 128 or 256",
                           found=stage["block"])  # fmt: skip
-    if kind == "outlier_columns" and (not isinstance(stage["k"], float) or stage["k"] % 64 or stage["k"] <= 0):
+    if kind == "outlier_columns" and (not isinstance(stage["k"], int) or stage["k"] % 64 or stage["k"] <= 0):
         raise RecipeError("the remaining columns would not be whole groups", where=f"{where}: k",
                           expected="a multiple of 64", found=stage["k"])  # fmt: skip
 

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "inspect",
     "recipes": "recipes",
     "calibrate": "calibrate",
+    "analyze": "analyze",
     "convert": "convert",
     "verify": "verify",
     "report": "report",

@@ -232,6 +232,13 @@ class MissingCalibrationError(HfqError):
     exit_code = 2
 
 
+class MissingAnalysisError(HfqError):
+    """The recipe selects blocks by a score, and no analysis was given, or one without that expert."""
+
+    code = "missing-analysis"
+    exit_code = 2
+
+
 class MissingPipelineError(HfqError):
     """A bare checkpoint has no text encoder, VAE or scheduler of its own."""
 
@@ -358,6 +365,13 @@ class CalibrationBaseError(HfqError):
     """A calibration that was made with another model."""
 
     code = "calibration-base"
+    exit_code = 3
+
+
+class AnalysisBaseError(HfqError):
+    """An analysis that was made with another model."""
+
+    code = "analysis-base"
     exit_code = 3
 
 

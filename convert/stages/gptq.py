@@ -14,6 +14,8 @@ from hfq.convert.stages.stage import StageInput, StageResult, pooled_rows
 from hfq.convert.threads import single_thread
 from hfq.convert.weights import quantize_activation
 from hfq.formats import hif4
+from hfq.formats.errors import NonFiniteError
+from hfq.schema.errors import NonFiniteWeightError
 
 __all__ = ["gptq"]
 
@@ -23,6 +25,7 @@ def gptq(given: StageInput) -> StageResult:
 
     Raises:
         HessianError
+        NonFiniteWeightError: weights so large that what corrects their errors is no fp32 number.
     """
     assert given.statistics is not None
     options, weight = given.options, given.recipe.weight
@@ -40,7 +43,15 @@ def gptq(given: StageInput) -> StageResult:
     with single_thread():
         factor = inverse_factor(hessian(rows), float(options["damp"]), given.where)
         del rows
-        quantize_columns(given.weight, factor, rounder)
+        try:
+            quantize_columns(given.weight, factor, rounder)
+        except NonFiniteError as error:
+            raise NonFiniteWeightError(
+                "a weight so large that GPTQ's corrections are not finite",
+                where=given.where,
+                found=error,
+                todo='keep this site (a route with to = "keep") or repair the checkpoint',
+            ) from None
     del factor
     chosen = rounder.result()
     under = hif4.quantize_under(given.weight, chosen.scale, profile=profile) if dynamic else plain

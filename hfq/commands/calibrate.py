@@ -60,8 +60,15 @@ def settings_from(defaults: Any, given: dict[str, Any]) -> Any:
 @click.option("--parts", is_flag=True, help="Keep one mergeable part per prompt, so that any subset can be used later.")
 @click.option("--rows", default="4096", show_default=True, help="Rows per call in the histograms, or all.")
 @click.option("--by", default="", help="Extra histogram keys: bins, branch or bins,branch.")
-@click.option("--keep-inputs", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Input rows kept per expert, input and timestep bin.")  # fmt: skip
+@click.option(
+    "--keep-inputs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Input rows kept per expert, input and timestep bin.",
+)
+@click.option("--keep-calls", type=click.IntRange(min=0, max=1000), show_default="1 with --keep-inputs, else 0",
+              help="Whole model inputs kept per expert, timestep bin and branch, for errors of blocks.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on in OUT.partial; finished prompts are not run again.")
 @click.option("--dry-run", is_flag=True, help="Print memory, disk and time, and stop; no weight is read.")
 @generation_options
@@ -113,8 +120,8 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
 
     prompts = read_prompts(given["prompts"])
     options = CalibrationOptions(
-        rows=_rows(given["rows"]), by=_by(given["by"]), keep_inputs=given["keep_inputs"], parts=given["parts"],
-        image=given["image"], last_image=given["last_image"],
+        rows=_rows(given["rows"]), by=_by(given["by"]), keep_inputs=given["keep_inputs"],
+        keep_calls=given["keep_calls"], parts=given["parts"], image=given["image"], last_image=given["last_image"],
     )  # fmt: skip
     if out is not None:
         refuse_existing(Path(out), resume=given["resume"])
@@ -122,7 +129,8 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
     plan = plan_model(model, **place)
     settings = settings_from(plan.defaults, given)
     _, schedules = plan_run(plan, prompts, settings, options)
-    expected = estimate(plan, settings, schedules, options, len(prompts))
+    dtype = getattr(torch, given["dtype"])
+    expected = estimate(plan, settings, schedules, options, len(prompts), dtype_bytes=dtype.itemsize)
     free = shutil.disk_usage(Path(out).parent if out is not None else Path()).free
     lines = [
         f"memory      about {format_bytes(expected.model_bytes + expected.statistics_bytes)}: transformers "
@@ -145,7 +153,7 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
         note(line)
     progress = BarProgress()
     loaded = load_model(
-        model, **place, device=given["device"], offload=given["offload"], dtype=getattr(torch, given["dtype"]),
+        model, **place, device=given["device"], offload=given["offload"], dtype=dtype,
         progress=progress,
     )  # fmt: skip
     calibration, cost = calibrate_model(

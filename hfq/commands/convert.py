@@ -13,6 +13,7 @@ from hfq.convert.checkpoint import Checkpoint, open_checkpoint
 from hfq.convert.convert import dry_run, quantize
 from hfq.convert.delta import Delta
 from hfq.convert.delta_inspect import describe_delta, error_lines, routing_lines, short_id
+from hfq.convert.prompts import read_prompts
 
 __all__ = ["convert_command"]
 
@@ -21,6 +22,14 @@ __all__ = ["convert_command"]
 @click.argument("model")
 @click.option("--recipe", required=True, help="Preset name (see `hfq recipes`) or a TOML or JSON file.")
 @click.option("--calibration", type=click.Path(), help="Calibration folder, from `hfq calibrate`.")
+@click.option(
+    "--analysis", type=click.Path(), help="From `hfq analyze`: analysis.json or its folder, to select blocks by score."
+)
+@click.option(
+    "--evaluation-prompts",
+    type=click.Path(),
+    help="Prompt file; prompts that calibration or selection used are flagged and recorded.",
+)
 @click.option("-o", "--out", type=click.Path(), required=False, help="Folder to make.")
 @click.option("--role", type=click.Choice(["high_noise", "low_noise", "single"]), help="Role of a bare file.")
 @click.option("--resume", is_flag=True, help="Go on in OUT.partial after a crash or Ctrl-C.")
@@ -31,6 +40,8 @@ def convert_command(
     model: str,
     recipe: str,
     calibration: str | None,
+    analysis: str | None,
+    evaluation_prompts: str | None,
     out: str | None,
     role: str | None,
     resume: bool,
@@ -43,10 +54,14 @@ def convert_command(
     \b
     hfq convert Wan2.2-T2V-A14B --recipe rtn-hif4 -o delta
     hfq convert Wan2.2-T2V-A14B --recipe tail-aware-hif4 --calibration cal -o delta
+    hfq convert Wan2.2-T2V-A14B --recipe top5.toml --analysis analysis -o delta
     """
+    prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
     with open_checkpoint(model, role=role) as checkpoint:
         if only_plan:
-            planned = dry_run(checkpoint, recipe, calibration, BarProgress())
+            planned = dry_run(
+                checkpoint, recipe, calibration, BarProgress(), analysis=analysis, evaluation_prompts=prompts
+            )
             emit(planned, _plan_text(planned), as_json)
             return
         if out is None:
@@ -59,6 +74,8 @@ def convert_command(
             resume=resume,
             hash_files=not no_file_hashes,
             progress=BarProgress(),
+            analysis=analysis,
+            evaluation_prompts=prompts,
         )
         with delta:
             described = describe_delta(delta)

@@ -37,12 +37,16 @@ def generate_command(
     from hfq.convert.clip import unused_clip_lines, unused_clips
     from hfq.convert.generation import load_frames, plan_schedule, prepare_scheduler, run_pipeline
     from hfq.convert.pipelines import load_model
+    from hfq.convert.prompt_overlap import prompt_line
     from hfq.convert.video import enlarge, refuse_clip, write_clip
     from hfq.paths import open_delta
 
     destination = Path(out)
     refuse_clip(destination)
     opened = None if delta is None else open_delta(delta)
+    flattered = None if opened is None else prompt_line(opened.document, prompt)
+    if flattered is not None:
+        note(flattered)
     loaded = load_model(
         base,
         pipeline=given["pipeline"],

@@ -104,7 +104,7 @@ def edited(folder: Path, out: Path, change: Callable[[dict[str, Any]], None]) ->
     ("field", "change"),
     [
         ("settings.shift", lambda d: d["settings"].update(shift=9.0)),
-        ("settings.seed", lambda d: d["settings"].update(seed=1)),
+        ("settings.height", lambda d: d["settings"].update(height=16)),
         ("settings.components", lambda d: d["settings"]["components"].update(vae="0" * 64)),
         ("settings.rows", lambda d: d["settings"].update(rows="all")),
         ("base.experts", lambda d: d["base"]["experts"]["low_noise"].update(bf16_root="0" * 64)),

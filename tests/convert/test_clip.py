@@ -114,7 +114,8 @@ def test_entries_that_were_never_consulted_are_named() -> None:
     sites = ("blocks.0.ffn.0", "blocks.0.ffn.2")
     assert unused_clips(model, reset=True) == [("high_noise", site, 2) for site in sites]
     lines = unused_clip_lines([("high_noise", site, 2) for site in sites])
-    assert len(lines) == 1 and lines[0].startswith("2 clip entries of high_noise for timestep bin 2")
+    assert len(lines) == 1
+    assert lines[0].startswith("2 clip entries of high_noise for timestep bin 2")
     model(X, timestep=torch.tensor(100.0))
     assert unused_clips(model) == [("high_noise", site, index) for site in sites for index in (0, 1)]
     assert unused_clips(nn.Linear(2, 2)) == []
@@ -152,7 +153,8 @@ def test_scopes_choose_what_brute_force_chooses() -> None:
             total += errors.sum(axis=0) / sum(entry["powers"])
             # A finer choice is never worse on what it was chosen from.
             at = [error_at(entry, headroom[role])[0] for headroom in (by_bin, by_expert, both)]
-            assert at[0] <= at[1] + 1e-12 and at[1] <= at[2] + 1e-12
+            assert at[0] <= at[1] + 1e-12
+            assert at[1] <= at[2] + 1e-12
         assert set(both["high_noise"] + both["low_noise"]) == {CANDIDATES[int(total.argmin())]}
 
 

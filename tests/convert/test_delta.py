@@ -175,6 +175,7 @@ def write_14b(folder: Path) -> Path:
         "base": {"model_type": "t2v", "experts": {role: {"bf16_root": root, "tensors": tensors} for role in roles}},
         "recipe": recipe.document,
         "calibration": {"id": "0" * 64, "prompts": ["1" * 64] * 1000},
+        "selection": None,
         "state": {"sha256": sha256, "size_bytes": size, "tensors": len(state)},
         "sites": entries,
     }

@@ -57,7 +57,7 @@ def test_its_own_words_give_its_own_codes(x: torch.Tensor, profile: str, search:
 
 
 @pytest.mark.parametrize("profile", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 64), (2, 5, 70), (7, 1), (0, 64), (4, 0), (130,), (40, 20000)])
 def test_shapes_and_short_groups(shape: tuple[int, ...], dtype: torch.dtype, profile: str) -> None:
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
@@ -118,6 +118,26 @@ def test_columns_one_by_one_are_the_group_at_once(profile: str) -> None:
     assert torch.equal(values, expected.dequantize(torch.float32))
     assert levels.abs().max() == 7
     assert not torch.signbit(levels[levels == 0]).any()
+
+
+@pytest.mark.parametrize("profile", NAMES)
+def test_columns_under_flags_that_no_rule_chooses(profile: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    e6m2 = torch.arange(255).repeat(2)
+    words = (e6m2 | torch.randint(0, 1 << 24, e6m2.shape, generator=generator) << 8).to(torch.uint32)
+    # Values of the scale's own size, so that every level occurs under every scale code.
+    sizes = torch.tensor([hif4_reference.scale_value(int(code)) for code in e6m2])
+    x = torch.randn(len(words), 64, generator=generator) * 1.5 * sizes[:, None]
+    group = FrozenGroup(words, profile)
+    levels = torch.stack([group.round(x[:, i], i) for i in range(64)], dim=1)
+    expected = hif4.quantize_under(x, words[:, None], profile=profile)
+    assert torch.equal(levels.to(torch.int8), levels_of_codes(expected.codes))
+    assert len(levels.unique()) == 15
+    values = torch.stack([group.values(levels[:, i], i) for i in range(64)], dim=1)
+    assert torch.equal(values, expected.dequantize(torch.float32))
+    codes = [reference_codes(row, int(word), profile) for row, word in zip(x.tolist(), words.tolist(), strict=True)]
+    signed = [[-(code & 7) if code >= 8 else code for code in row] for row in codes]
+    assert levels.tolist() == signed
 
 
 def test_a_column_is_not_changed_by_rounding() -> None:

@@ -5,71 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from large_runs import run_measured
-from synthetic import released_shapes, write_checkpoint
-
-from hfq.convert.calibration import GroupStatistics
-from hfq.convert.calibration_merge import GroupPlan, write_calibration
-from hfq.convert.checkpoint import open_checkpoint
-from hfq.convert.derive import derive_architecture
-from hfq.convert.histogram import Histogram
+from large_runs import make_calibration, make_model, run_measured
 
 pytestmark = pytest.mark.large
 
 LIMIT = 2_500_000_000
 GB = 1e9
-
-
-def make_model(folder: Path, blocks: int, dtype: str) -> Path:
-    """A flat Wan folder with `blocks` blocks of the 14B text-to-video model and random weights."""
-    full = derive_architecture(released_shapes("wan2.1-t2v-14B"), None, "key list")
-    architecture = replace(full, num_layers=blocks, num_heads=40, heads_known=True)
-    write_checkpoint(folder, architecture, "original-2.1", dtype=dtype, shards=2, seed=1)
-    return folder
-
-
-def make_calibration(folder: Path, model: Path) -> Path:
-    """Statistics of the right shapes for a model, from random inputs."""
-    folder.mkdir()
-    with open_checkpoint(model) as checkpoint:
-        expert = checkpoint.experts["single"]
-        identity = expert.identity()
-        groups = {site.input_group: site.in_features for site in expert.sites}
-        header: dict[str, Any] = {
-            "base": {"model_type": "t2v", "experts": {"single": {
-                "bf16_root": identity.bf16_root,
-                "tensors": {name: entry.bf16 for name, entry in identity.tensors.items()},
-            }}},
-            "settings": {
-                "pipeline": "WanPipeline", "scheduler": "none", "components": {}, "shift": 5.0, "boundary": None,
-                "steps": 1, "guidance": {"single": 5.0}, "height": 480, "width": 832, "frames": 81, "seed": 0,
-                "negative_prompt": "", "max_sequence_length": 512, "dtype": "bfloat16", "image": None, "rows": 64,
-                "by": [], "keep_inputs": 0,
-            },
-            "histogram": {"bins_per_octave": 16, "octaves": 8},
-            "schedule": {"single": {
-                "calls": [{"step": 0, "t": 999.0, "branch": "cond", "bin": 0}], "edges": [2.0, 1.0],
-            }},
-        }  # fmt: skip
-    plans = [GroupPlan("single", group, width, 1, ["all"], {}) for group, width in groups.items()]
-
-    def read(plan: GroupPlan) -> GroupStatistics:
-        x = torch.randn(64, plan.channels).bfloat16()
-        histogram = Histogram.empty(plan.channels)
-        histogram.add(x)
-        return GroupStatistics(
-            x.float().abs().amax(dim=0, keepdim=True), x.double().square().sum(dim=0, keepdim=True),
-            torch.tensor([64]), {"all": histogram},
-        )  # fmt: skip
-
-    write_calibration(folder, header, plans, read, [{"prompts": [{"sha256": "0" * 64, "image": None}]}])
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,7 @@ def make_document(
         "base": {"model_type": model_type, "experts": experts},
         "recipe": make_recipe(**recipe),
         "calibration": calibration,
+        "selection": None,
         "state": state or {"sha256": digest(seed), "size_bytes": 8, "tensors": 0},
         "sites": sites,
     }
@@ -132,6 +133,7 @@ def make_provenance(
         "seconds": 1.5,
         "peak_rss_bytes": 1_000_000,
         "resumed": False,
+        "evaluation": None,
     }
     validate(provenance, "provenance", "factory")
     return provenance

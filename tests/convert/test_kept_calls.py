@@ -1,0 +1,465 @@
+"""Whole model calls that a calibration keeps: which ones, what is in them, and calls that no run can have made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipelines import TINY_PROMPTS, build_pipeline, size_of
+from tiny_runs import Raises, bytes_of
+from torch import Tensor, nn
+
+import hfq
+from hfq.cli import run
+from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate, plan_run
+from hfq.convert.calibration import Calibration, file_sha256, load_calibration
+from hfq.convert.calibration_layout import CallPlan
+from hfq.convert.calibration_merge import merge_calibrations
+from hfq.convert.kept_calls import CallKeeper, CallKey, flatten
+from hfq.convert.pipelines import LoadedModel
+from hfq.convert.prompts import Prompt
+from hfq.convert.safetensors_file import SafetensorsFile
+from hfq.convert.safetensors_writer import write_safetensors
+from hfq.convert.schedule import Call, ExpertSchedule
+from hfq.schema.canonical import canonical_json, content_id
+from hfq.schema.errors import (
+    CalibrationMergeError,
+    HfqError,
+    InterruptedRunError,
+    MalformedFileError,
+    MissingTensorError,
+    NonFiniteActivationError,
+    ResumeMismatchError,
+    SchemaViolationError,
+    ShapeMismatchError,
+    UnexpectedTensorError,
+    UsageError,
+)
+
+Tensors = dict[str, Tensor]
+KEEP = 2
+PROMPTS = (*TINY_PROMPTS, "a green cross moving left over a black background")
+"""One step of each bin and three prompts: two of three calls are kept."""
+SETTINGS = {"steps": 4, "height": 8, "width": 8, "frames": 3}
+
+
+def kept(
+    model: LoadedModel, out: Path, prompts: tuple[str, ...] = PROMPTS[:1], *, progress: Any = None,
+    resume: bool = False, seed: int = 42, **options: Any,
+) -> Calibration:  # fmt: skip
+    """A calibration of a few tokens."""
+    settings, listed = model.defaults.changed(**SETTINGS, seed=seed), [Prompt(text) for text in prompts]
+    chosen = CalibrationOptions(**options)
+    return calibrate_model(model, listed, out, settings, chosen, progress=progress, resume=resume)[0]
+
+
+@pytest.fixture(scope="module")
+def observed(
+    tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[dict[str, Tensor]]]]:
+    """A calibration of three prompts that keeps two calls, and what hooks saw: role -> calls in order."""
+    seen: dict[str, list[dict[str, Tensor]]] = {}
+    handles = []
+    for role, transformer in tiny_model.transformers.items():
+
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], role: str = role) -> None:
+            tensors = {name: value.clone() for name, value in kwargs.items() if isinstance(value, Tensor)}
+            seen.setdefault(role, []).append(tensors)
+
+        handles.append(transformer.register_forward_pre_hook(hook, with_kwargs=True))
+    out = tmp_path_factory.mktemp("observed") / "cal"
+    kept(tiny_model, out, PROMPTS, parts=True, keep_calls=KEEP).close()
+    for handle in handles:
+        handle.remove()
+    return out, seen
+
+
+def candidates(document: dict[str, Any], role: str) -> list[tuple[bytes, int, dict[str, Any]]]:
+    """(digest, number of the prompt, call) of every call that the run made, from the definition."""
+    found = []
+    for number, text in enumerate(PROMPTS):
+        key = hashlib.sha256(json.dumps({"sha256": Prompt(text).sha256}, separators=(",", ":")).encode()).hexdigest()
+        for call in document["schedule"][role]["calls"]:
+            digest = hashlib.sha256(f"42|{key}|{call['step']}|{call['branch']}".encode()).digest()
+            found.append((digest, number, call))
+    return found
+
+
+@pytest.mark.parametrize("role", ["high_noise", "low_noise"])
+def test_the_smallest_digests_are_kept_bit_for_bit(observed: Any, role: str) -> None:
+    """Chosen again here, per bin and branch; every tensor is the one that the transformer was given."""
+    out, seen = observed
+    with load_calibration(out) as found:
+        made, calls = candidates(found.document, role), found.calls(role)
+        schedule = found.document["schedule"][role]["calls"]
+    expected = []
+    for cell in sorted({(call["bin"], call["branch"]) for call in schedule}):
+        expected += sorted((c for c in made if (c[2]["bin"], c[2]["branch"]) == cell), key=lambda c: c[0])[:KEEP]
+    assert [(c.step, c.t, c.branch, c.bin, c.prompt_sha256) for c in calls] == [
+        (call["step"], call["t"], call["branch"], call["bin"], Prompt(PROMPTS[number]).sha256)
+        for _, number, call in expected
+    ]
+    for kept, (_, number, call) in zip(calls, expected, strict=True):
+        given = seen[role][number * len(schedule) + schedule.index(call)]
+        assert set(kept.inputs) == set(given) == {"hidden_states", "timestep", "encoder_hidden_states"}
+        for name, value in given.items():
+            stored = kept.inputs[name]
+            assert isinstance(stored, Tensor)
+            assert stored.dtype == value.dtype
+            assert torch.equal(stored, value)
+
+
+def test_merging_is_one_run(observed: Any, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """Byte for byte in either order, and the calls also when what is merged was merged before."""
+    out, _ = observed
+    parts = sorted((out / "parts").iterdir())
+    whole = {name: data for name, data in bytes_of(out).items() if "/" not in name}
+    for number, sources in enumerate((parts, parts[::-1])):
+        merge_calibrations(sources, tmp_path / f"{number}").close()
+        assert bytes_of(tmp_path / f"{number}") == whole
+    merge_calibrations(parts[:2], tmp_path / "two").close()
+    with merge_calibrations([tmp_path / "two", parts[2]], tmp_path / "again") as again, load_calibration(out) as found:
+        assert again.document["calls"] == found.document["calls"]
+        for role in found.roles:
+            for left, right in zip(again.calls(role), found.calls(role), strict=True):
+                assert all(torch.equal(x, flatten(right.inputs)[name]) for name, x in flatten(left.inputs).items())
+    alone = kept(tiny_model, tmp_path / "alone", PROMPTS[1:2], keep_calls=KEEP)
+    alone.close()
+    assert bytes_of(alone.path) in [bytes_of(part) for part in parts]
+
+
+def test_a_resumed_run_keeps_the_same(observed: Any, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """The first prompt's calls come from its part; another number of kept calls is refused by name."""
+    out, options = tmp_path / "out", {"parts": True, "keep_calls": KEEP}
+    with pytest.raises(InterruptedRunError):
+        kept(tiny_model, out, PROMPTS, progress=Raises(2 * SETTINGS["steps"] + 1, KeyboardInterrupt()), **options)
+    with pytest.raises(ResumeMismatchError, match=r"settings\.keep_calls.*expected 2, found 3"):
+        kept(tiny_model, out, PROMPTS, resume=True, parts=True, keep_calls=3)
+    kept(tiny_model, out, PROMPTS, resume=True, **options).close()
+    assert bytes_of(out) == bytes_of(observed[0])
+
+
+def test_another_seed_does_not_merge(observed: Any, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    source = sorted((observed[0] / "parts").iterdir())[0]
+    kept(tiny_model, tmp_path / "other", ("a cross",), seed=1, keep_calls=KEEP).close()
+    with pytest.raises(CalibrationMergeError, match=r"settings\.seed"):
+        merge_calibrations([source, tmp_path / "other"], tmp_path / "out")
+
+
+def test_what_is_kept_without_being_asked_for(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """One call with kept rows, none without, and then nothing in the document tells that there could be any."""
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({}, 0), ({"keep_inputs": 4}, 1), ({"keep_inputs": 4, "keep_calls": 0}, 0), ({"keep_calls": 3}, 3),
+    ]  # fmt: skip
+    for options, number in cases:
+        assert CalibrationOptions(**options).kept_calls == number
+    for name, options in (("none", {}), ("one", {"keep_inputs": 4})):
+        with kept(tiny_model, tmp_path / name, **options) as found:
+            expected = len({(c["bin"], c["branch"]) for c in found.document["schedule"]["low_noise"]["calls"]})
+            assert len(found.calls("low_noise")) == (0 if name == "none" else expected)
+            assert ("calls" in found.document) == ("keep_calls" in found.document["settings"]) == (name == "one")
+    for wrong in (-1, 1001):
+        with pytest.raises(UsageError, match="keep_calls"):
+            CalibrationOptions(keep_calls=wrong)
+
+
+def test_a_calibration_from_before_has_no_calls(small_calibration: Path) -> None:
+    with load_calibration(small_calibration) as found:
+        assert [found.calls(role) for role in found.roles] == [[], []]
+        assert found.calls("single") == []
+
+
+def test_the_estimate_counts_them(tiny_model: LoadedModel, observed: Any) -> None:
+    """To the byte: one prompt's calls in memory; on disk those of every part and of the whole."""
+    prompts, settings = [Prompt(text) for text in PROMPTS], tiny_model.defaults.changed(**SETTINGS)
+    _, schedules = plan_run(tiny_model.plan, prompts, settings, CalibrationOptions())
+    without, with_calls = (
+        estimate(tiny_model.plan, settings, schedules, CalibrationOptions(keep_calls=keep), len(prompts))
+        for keep in (0, KEEP)
+    )
+    folders = [*sorted((observed[0] / "parts").iterdir()), observed[0]]
+    sizes = [bytes_of_calls(folder) for folder in folders]
+    assert with_calls.statistics_bytes - without.statistics_bytes == sizes[0] == sizes[1] == sizes[2]
+    assert with_calls.disk_bytes - without.disk_bytes == sum(sizes)
+    assert sizes[3] == KEEP * sizes[0]
+
+
+def bytes_of_calls(source: Path | Calibration) -> int:
+    found = source if isinstance(source, Calibration) else load_calibration(source)
+    size = sum(entry.size_bytes for role in found.roles for plan in found.call_plans(role) for entry in plan.tensors())
+    if found is not source:
+        found.close()
+    return size
+
+
+# --- other models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "estimated"),
+    [
+        ("i2v-2.1", {"encoder_hidden_states_image"}, False),
+        ("vace-2.1", {"control_hidden_states", "control_hidden_states_scale"}, True),
+        ("ti2v-2.2-image", set(), True),
+    ],
+)
+def test_every_tensor_that_a_pipeline_passes(kind: str, more: set[str], estimated: bool, tmp_path: Path) -> None:
+    """Image embeddings, control video and timesteps per token are kept, and the model gives finite numbers again."""
+    pipeline = build_pipeline(kind)
+    image = {} if kind.startswith("vace") else {"image": "blank"}
+    with (
+        hfq.calibrate(pipeline, ["a cat"], tmp_path / "cal", steps=2, keep_calls=1, **size_of(kind), **image) as found,
+        torch.no_grad(),
+    ):
+        calls = found.calls("single")
+        assert {(call.bin, call.branch) for call in calls} == {
+            (call["bin"], call["branch"]) for call in found.document["schedule"]["single"]["calls"]
+        }
+        for call in calls:
+            assert set(call.inputs) == {"hidden_states", "timestep", "encoder_hidden_states"} | more
+            timestep = call.inputs["timestep"]
+            assert isinstance(timestep, Tensor)
+            assert timestep.ndim == (2 if kind.startswith("ti2v") else 1)
+            output = pipeline.transformer(**call.inputs, return_dict=False)[0]
+            assert bool(torch.isfinite(output).all())
+        if estimated:
+            model, _ = planned(pipeline, kind)
+            options = [CalibrationOptions(keep_calls=keep, **image) for keep in (0, 1)]
+            settings = model.defaults.changed(steps=2, **size_of(kind))
+            _, schedules = plan_run(model.plan, [Prompt("a cat")], settings, options[0])
+            without, with_calls = (
+                estimate(model.plan, settings, schedules, chosen, 1, dtype_bytes=4) for chosen in options
+            )
+            assert with_calls.statistics_bytes - without.statistics_bytes == bytes_of_calls(found)
+
+
+def planned(pipeline: Any, kind: str) -> tuple[LoadedModel, str]:
+    from hfq.convert.pipelines import adopt_pipeline
+
+    return adopt_pipeline(pipeline), kind
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+class Takes(nn.Module):
+    """A forward of every kind of argument."""
+
+    def forward(self, hidden_states: Any, timestep: Any, parts: Any = None, return_dict: bool = True) -> None:
+        """Do nothing."""
+
+
+def keeper() -> tuple[CallKeeper, Call]:
+    call = Call(0, 999.0, "cond", 0)
+    made = CallKeeper(1, 42, {"single": ExpertSchedule((call,), (600.0, 300.0))})
+    made.begin_prompt("0" * 64)
+    assert made.wants("single", call)
+    assert not made.wants("single", Call(1, 998.0, "cond", 0))
+    return made, call
+
+
+def test_arguments_are_copied_by_name() -> None:
+    """Positional ones too; lists come back as lists; later writes to a tensor change nothing."""
+    made, call = keeper()
+    hidden, timestep = torch.zeros(2, 3, dtype=torch.bfloat16), torch.tensor(999).expand(2)
+    parts = [torch.full((index + 1,), float(index)) for index in range(11)]
+    made.take(
+        "single", call, Takes(), (hidden, timestep), {"parts": parts, "return_dict": False, "more": None, "d": {}}
+    )
+    hidden.fill_(7)
+    parts[3].fill_(7)
+    (kept,) = made.result()["single"]
+    plan = CallPlan.of("single", 0, kept.key, kept.inputs)
+    values = dict(zip((entry.name for entry in plan.tensors()), plan.values(kept.inputs), strict=True))
+    back = plan.gather(values)
+    assert set(back) == {"hidden_states", "timestep", "parts"}
+    assert not bool(flatten(back)["hidden_states"].any())
+    assert [float(part[0]) for part in back["parts"]] == [float(index) for index in range(11)]
+    assert values["single/calls/0/timestep"].is_contiguous()
+
+
+@pytest.mark.parametrize("value", ["text", 3, [torch.ones(1), 2], {"scale": 1.0}, torch.ones(1, dtype=torch.complex64)])
+def test_an_argument_that_cannot_be_kept_is_named(value: Any) -> None:
+    made, call = keeper()
+    with pytest.raises(UsageError, match=r"single parts.*--keep-calls 0"):
+        made.take("single", call, Takes(), (torch.ones(1), torch.ones(1)), {"parts": value})
+
+
+def test_an_input_that_is_not_finite_is_named(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    handle = tiny_model.pipeline.text_encoder.register_forward_hook(lambda m, a, output: output * float("nan"))
+    try:
+        with pytest.raises(NonFiniteActivationError, match=r"high_noise input encoder_hidden_states, step 0 \(cond\)"):
+            kept(tiny_model, tmp_path / "out", keep_calls=1)
+    finally:
+        handle.remove()
+
+
+def test_the_command(tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0] + "\n")
+    arguments = ["calibrate", str(tiny_weights), "--prompts", str(tmp_path / "prompts.txt"), "--dry-run", "--json"]
+    sizes = []
+    for more in ([], ["--keep-calls", "1"], ["--keep-calls", "1", "--dtype", "float32"]):
+        assert run([*arguments, *more]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["statistics_bytes"])
+    # Latents [3, 9, 24, 24], four text tokens of 64, and an integer timestep, of 12 calls.
+    assert [size - sizes[0] for size in sizes] == [0, 12 * (15808 * 2 + 8), 12 * (15808 * 4 + 8)]
+    assert run([*arguments, "--keep-calls", "1001"]) == 2
+
+
+# --- what no run can have made ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(observed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kept calls with the statistics of one input: it takes no time to write."""
+    made = tmp_path_factory.mktemp("small") / "cal"
+    shutil.copytree(observed[0], made, ignore=shutil.ignore_patterns("parts"))
+    rewrite(made, lambda t: [t.pop(name) for name in list(t) if "/head.head/" not in name and "/calls/" not in name])
+    return made
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the document and give it the id that its content has."""
+    document = json.loads((folder / "calibration.json").read_bytes())
+    change(document)
+    document["id"] = content_id(document)
+    (folder / "calibration.json").write_bytes(canonical_json(document))
+
+
+def rewrite(folder: Path, change: Callable[[Tensors], object]) -> None:
+    """Change the tensors and make document and digest fit."""
+    path = folder / "statistics.safetensors"
+    with SafetensorsFile(path) as file:
+        tensors = {name: file.read(name) for name in file.tensors}
+    change(tensors)
+    write_safetensors(path, tensors)
+    edit(folder, lambda d: d.update(statistics={"sha256": file_sha256(path), "size_bytes": path.stat().st_size}))
+
+
+def use(folder: Path) -> None:
+    with load_calibration(folder) as found:
+        found.verify_bytes()
+        for role in found.roles:
+            found.calls(role)
+
+
+def test_the_untouched_copy_is_fine(copy: Path) -> None:
+    rewrite(copy, lambda tensors: None)
+    use(copy)
+
+
+def low(document: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = document["calls"]["low_noise"]
+    return found
+
+
+def another(document: dict[str, Any], prompt: str) -> dict[str, Any]:
+    """A call of another prompt, whose digest is right."""
+    entry = low(document)[0]
+    key = CallKey.of(document["settings"]["seed"], prompt, Call(entry["step"], 0.0, entry["branch"], 0))
+    return key.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda d: d["settings"].update(keep_calls=0), SchemaViolationError),
+        (lambda d: d["settings"].update(keep_calls=1001), SchemaViolationError),
+        (lambda d: low(d)[0].update(bin=0), SchemaViolationError),
+        (lambda d: low(d)[0].pop("digest"), SchemaViolationError),
+        (lambda d: low(d)[0].update(prompt="../x"), SchemaViolationError),
+        (lambda d: d["calls"].update(other=[]), SchemaViolationError),
+        (lambda d: low(d).clear(), SchemaViolationError),
+        (lambda d: d.pop("calls"), MalformedFileError),
+        (lambda d: d["settings"].pop("keep_calls"), MalformedFileError),
+        (lambda d: d["calls"].pop("low_noise"), MalformedFileError),
+        (lambda d: d["settings"].update(keep_calls=1), MalformedFileError),
+        (lambda d: d["settings"].update(keep_calls=3), MalformedFileError),
+        (lambda d: d["settings"].update(seed=7), MalformedFileError),
+        (lambda d: low(d)[0].update(digest="0" * 64), MalformedFileError),
+        (lambda d: low(d)[0].update(step=99), MalformedFileError),
+        (lambda d: low(d)[0].update(another(d, "0" * 64)), MalformedFileError),
+        (lambda d: low(d).reverse(), MalformedFileError),
+        (lambda d: low(d).insert(1, low(d)[0]), MalformedFileError),
+        (lambda d: low(d).pop(), MalformedFileError),
+    ],
+)
+def test_edited_documents(change: Callable[[dict[str, Any]], object], error: type[HfqError], copy: Path) -> None:
+    edit(copy, change)
+    with pytest.raises(error) as caught:
+        use(copy)
+    assert caught.type is error
+
+
+def put(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[f"low_noise/calls/1/{name}"] = value(tensors[f"low_noise/calls/1/{name}"])
+
+    return change
+
+
+def add(name: str, *shape: int) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.update({name: torch.zeros(shape)})
+
+
+def with_first(number: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.clone().index_put_((torch.tensor(0),) * x.ndim, torch.tensor(number, dtype=x.dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda t: t.pop("low_noise/calls/1/hidden_states"), MissingTensorError),
+        (lambda t: t.pop("low_noise/calls/1/timestep"), MissingTensorError),
+        (lambda t: t.pop("low_noise/calls/1/encoder_hidden_states"), MissingTensorError),
+        (add("low_noise/calls/1/parts/1", 2), MissingTensorError),
+        (add("low_noise/calls/1/timestep/0", 1), MissingTensorError),
+        (add("low_noise/calls/1/more", 2), ShapeMismatchError),
+        (add("low_noise/calls/1/encoder_hidden_states_image", 2), ShapeMismatchError),
+        (add("low_noise/calls/1/more", 1, 1, 1, 1, 1, 1, 1), ShapeMismatchError),
+        (add("low_noise/calls/1/../../x", 2), MalformedFileError),
+        (add("low_noise/calls/1/a b", 2), MalformedFileError),
+        (add("low_noise/calls/1/", 2), MalformedFileError),
+        (add("low_noise/calls/1/parts/00", 2), MalformedFileError),
+        (add("low_noise/calls/99/hidden_states", 2), UnexpectedTensorError),
+        (add("low_noise/calls/01/hidden_states", 2), UnexpectedTensorError),
+        (add("low_noise/calls", 2), UnexpectedTensorError),
+        (add("single/calls/0/hidden_states", 2), MalformedFileError),
+        (put("hidden_states", lambda x: x[0]), ShapeMismatchError),
+        (put("hidden_states", lambda x: x[:, :0]), ShapeMismatchError),
+        (put("hidden_states", lambda x: x > 0), ShapeMismatchError),
+        (put("hidden_states", lambda x: x.float()), ShapeMismatchError),
+        (put("hidden_states", lambda x: torch.cat([x, x])), ShapeMismatchError),
+        (put("hidden_states", with_first(float("nan"))), MalformedFileError),
+        (put("encoder_hidden_states", with_first(float("inf"))), MalformedFileError),
+        (put("timestep", lambda x: x + 1), MalformedFileError),
+    ],
+)
+def test_tensors_that_no_run_can_have_made(
+    change: Callable[[Tensors], None], error: type[HfqError], copy: Path
+) -> None:
+    """The document has the digest of these bytes: names, shapes and numbers themselves are refused."""
+    rewrite(copy, change)
+    with pytest.raises(error) as caught:
+        use(copy)
+    assert caught.type is error
+
+
+def test_lengths_may_differ(copy: Path) -> None:
+    """Text of another length is an honest call."""
+    rewrite(copy, put("encoder_hidden_states", lambda x: x[:, :2]))
+    with load_calibration(copy) as found:
+        lengths = {flatten(call.inputs)["encoder_hidden_states"].shape[1] for call in found.calls("low_noise")}
+    assert lengths == {2, 4}
