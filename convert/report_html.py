@@ -46,6 +46,7 @@ def render_report(delta: Delta) -> str:
         "report.html.j2",
         figures,
         delta=describe_delta(delta),
+        fitted=delta.recipe.needs_inputs,
         short=short_id(delta.id),
         experts=report["experts"],
         worst=_worst(report["experts"]),

@@ -12,7 +12,7 @@ from hfq.console import BarProgress, emit, format_bytes, json_option
 from hfq.convert.checkpoint import Checkpoint, open_checkpoint
 from hfq.convert.convert import dry_run, quantize
 from hfq.convert.delta import Delta
-from hfq.convert.delta_inspect import describe_delta, error_lines, routing_lines, short_id
+from hfq.convert.delta_inspect import clip_lines, describe_delta, error_lines, routing_lines, short_id
 from hfq.convert.prompts import read_prompts
 
 __all__ = ["convert_command"]
@@ -94,6 +94,7 @@ def _plan_text(planned: dict[str, Any]) -> str:
 def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint, out: Path) -> str:
     lines = [f"delta       {short_id(delta.id)}  in {out}", f"recipe      {delta.recipe.name}"]
     lines += routing_lines(described["routing"])
+    lines += clip_lines(described["clip"])
     lines += error_lines(described["error"])
     size, base = format_bytes(described["delta_bytes"]), format_bytes(described["base_bytes"])
     lines.append(f"size        {size} for a base of {base}")

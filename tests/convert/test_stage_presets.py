@@ -246,3 +246,19 @@ def test_stages_without_what_they_need(tiny_weights: Path, tiny_calibration: Pat
     with pytest.raises(RecipeError, match="does not divide"):
         converted(tiny_weights, made({"kind": "rotate", "block": 256}), None, out)
     assert not list(tmp_path.iterdir())
+
+
+def test_generate_names_the_clips_that_no_step_consulted(
+    full_delta: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hfq.cli import run
+
+    clip = tmp_path / "clip.gif"
+    arguments = ["--base", str(tiny_weights), "--delta", str(full_delta), "--prompt", "a red circle moving left"]
+    # Two steps: one of each expert, so that two bins of each are left over.
+    assert run(["generate", *arguments, "--steps", "2", "-o", str(clip), "--json"]) == 0
+    out, err = capsys.readouterr()
+    unused = {(entry["expert"], entry["bin"]) for entry in json.loads(out)["unused_clips"]}
+    assert len(unused) == 4
+    assert {role for role, _ in unused} == {"high_noise", "low_noise"}
+    assert err.count("were never consulted") == 4
