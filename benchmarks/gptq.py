@@ -9,8 +9,8 @@ weight after every block. Scales of 64 columns are chosen when they start and co
 Seconds are CPU time and wall time; other processes stretch the wall time, see `load_average`. `error` is what the
 quantized weight's outputs miss, for some rows of the weight, relative to plain rounding: on the rows that the Hessian
 is of, which GPTQ fits, above all where they are fewer than columns, and `error_held_out` on others. `low_rank`: the
-factors of rank 32 that SVDQuant takes out before; not part of the total, and not taken out here. A full SVD next to
-them is in `benchmarks/svd.py`. --out keeps the entries of other shapes that the file has.
+factors of rank 32 that SVDQuant takes out before, here of the same weight and not taken out; the other arm takes a full
+SVD in fp32 (`benchmarks/svd.py` compares their quality). --out keeps the entries of other shapes that the file has.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def paper(weight: Tensor, rows: Tensor, clock: Clock) -> Tensor:
     h = clock.timed("hessian", lambda: paper_hessian(rows))
     upper = clock.timed("factor", lambda: paper_factor(h))
     quantized: Tensor = clock.timed("columns", lambda: paper_columns(weight.clone(), upper))
+    # The straightforward way to the factors of the low-rank branch.
+    clock.timed("low_rank", lambda: torch.linalg.svd(weight, full_matrices=False))
     return quantized
 
 
@@ -142,8 +144,7 @@ def run(arm: str, size: int, channels: int, row_count: int) -> dict[str, Any]:
     quantized = {"ours": ours, "paper": paper}[arm](weight, rows, clock)
     peak = peak_mb()
     plain = hif4.quantize(weight).dequantize(torch.float32)
-    parts = [part for name, part in clock.seconds.items() if name != "low_rank"]
-    total = {kind: sum(part[kind] for part in parts) for kind in ("cpu", "wall")}
+    total = {kind: sum(part[kind] for part in clock.seconds.values()) for kind in ("cpu", "wall")}
     return {
         "seconds": {**clock.seconds, "total": total},
         "peak_mb": peak,

@@ -143,18 +143,22 @@ class _Stop:
 
 
 def clocks_of(target: Any) -> list[tuple[TimestepClock, list[str]]]:
-    """The clocks of a pipeline or transformer, each with the sites that have a clip."""
-    modules = (
-        [target]
-        if isinstance(target, nn.Module)
-        else [getattr(target, name, None) for name in ("transformer", "transformer_2")]
-    )
+    """The clocks of a pipeline or transformer, each with the sites that have a clip.
+
+    Raises:
+        UsageError: no delta was applied to it.
+    """
+    whole = [target, *(getattr(target, name, None) for name in ("transformer", "transformer_2"))]
+    modules = [module for part in whole if isinstance(part, nn.Module) for module in part.modules()]
+    # A quantized linear has a clock, or None for a clock when it has no clip.
+    quantized = [module for module in modules if hasattr(module, "clock")]
+    if not quantized:
+        what, todo = "no delta was applied to this", "put one on it first: hfq.apply(target, delta)"
+        raise UsageError(what, found=type(target).__name__, todo=todo)
     found: dict[int, tuple[TimestepClock, list[str]]] = {}
-    for module in modules:
-        for child in module.modules() if isinstance(module, nn.Module) else ():
-            clock = getattr(child, "clock", None)
-            if isinstance(clock, TimestepClock):
-                found.setdefault(id(clock), (clock, []))[1].append(str(child.site))
+    for module in quantized:
+        if isinstance(module.clock, TimestepClock):
+            found.setdefault(id(module.clock), (module.clock, []))[1].append(str(module.site))
     return list(found.values())
 
 
@@ -166,7 +170,10 @@ def unused_clips(target: Any, *, reset: bool = False) -> list[tuple[str, str, in
         reset: begin counting anew, for the next run.
 
     Returns:
-        (role, site, bin), in the order of the model; empty when every entry was used or there is none.
+        (role, site, bin), in the order of the model; empty when every entry was used, or the delta has none.
+
+    Raises:
+        UsageError: no delta was applied to the target.
     """
     unused = []
     for clock, sites in clocks_of(target):

@@ -111,15 +111,15 @@ def plan_conversion(
     opened = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
     opened.verify_bytes()
     calibrated = set[str]()
-    few: dict[str, list[int]] = {}
+    few: dict[str, list[tuple[float, str]]] = {}
     for role, site, stages in _staged(loaded, routes, sites):
         if any(stage["kind"] in NEEDS_CALIBRATION for stage in stages):
             opened.check_group(role, site.input_group, site.in_features)
             calibrated.add(role)
             _check_rows(opened, role, site, stages, few)
     warnings = [
-        f"{role}: gptq has fewer kept rows than input channels in {len(missing)} linears (as few as {min(missing)} %); "
-        "more of them (--keep-inputs, more prompts) make the Hessian better"
+        f"{role}: gptq has fewer input rows than channels in {len(missing)} linears; fewest: {min(missing)[1]} channels; "
+        "keep more (--keep-inputs), or calibrate more prompts where a prompt has no more, as for cross_attn.k and v"
         for role, missing in few.items()
     ]
     for warning in warnings:
@@ -186,9 +186,9 @@ def _check_rows(
     role: str,
     site: Site,
     stages: list[Mapping[str, Any]],
-    few: dict[str, list[int]],
+    few: dict[str, list[tuple[float, str]]],
 ) -> None:
-    """Check that enough input rows were kept for the stages of a site; notes percentages below 100 in `few`.
+    """Check that enough input rows were kept for the stages of a site; notes in `few` what is short of the width.
 
     Raises:
         TooFewRowsError
@@ -200,16 +200,24 @@ def _check_rows(
         rows = min(kept, int(stage["tokens"])) if stage["kind"] == "gptq" else kept
         # A Hessian of fewer rows than an eighth of its size is mostly damping.
         least = -(-site.in_features // 8) if stage["kind"] == "gptq" else 1
+        if kept >= least > rows:
+            raise TooFewRowsError(
+                "the recipe lets gptq see too few of the kept input rows",
+                where=f"{role} {site.name}: tokens",
+                expected=f"at least {least}",
+                found=rows,
+                todo="raise `tokens` of the stage",
+            )
         if rows < least:
             raise TooFewRowsError(
                 f"the calibration kept too few input rows for {stage['kind']}",
                 where=f"{calibration.path}: {role} {site.input_group}",
                 expected=f"at least {least}",
                 found=rows,
-                todo="calibrate with --keep-inputs 1024 (rows per timestep bin), or with more",
+                todo="calibrate with --keep-inputs 1024 (rows per timestep bin) and more prompts",
             )
         if stage["kind"] == "gptq" and rows < site.in_features:
-            few.setdefault(role, []).append(100 * rows // site.in_features)
+            few.setdefault(role, []).append((rows / site.in_features, f"{site.name}: {rows} rows, {site.in_features}"))
 
 
 def dry_run(

@@ -52,9 +52,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def error_lines(errors: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The errors of `describe_delta` as text, one line per expert that has quantized sites."""
+def error_lines(errors: Mapping[str, Mapping[str, Any]], *, fitted: bool = False) -> list[str]:
+    """The errors of `describe_delta` as text, one line per expert that has quantized sites.
+
+    Args:
+        fitted: whether the outputs are those that the delta was fitted to.
+    """
     lines = []
+    note = " (on the inputs that gptq or clip were fitted to)" if fitted else ""
     for role, error in errors.items():
         shown = [
             f"{kind} NMSE {error[f'{kind}_nmse']:.3e}"
@@ -62,7 +67,7 @@ def error_lines(errors: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if error[f"{kind}_nmse"] is not None
         ]
         if shown:
-            lines.append(f"error       {role}: {', '.join(shown)}")
+            lines.append(f"error       {role}: {', '.join(shown)}{note}")
     return lines
 
 
@@ -106,6 +111,7 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
         "error": errors,
         "stages": [str(stage["kind"]) for stage in delta.recipe.stages],
         "clip": _clip_counts(delta),
+        "fitted": delta.recipe.needs_inputs,
         "warnings": warnings,
         "delta_bytes": sum(path.stat().st_size for path in delta.path.iterdir() if path.is_file()),
         "state_bytes": state_bytes,
@@ -190,7 +196,7 @@ def inspect_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     )
     if found["restored_bits_per_weight"] is not None:
         lines.append(f"restored    {found['restored_bits_per_weight']:.4f} bits per quantized weight when packed")
-    lines += error_lines(found["error"])
+    lines += error_lines(found["error"], fitted=found["fitted"])
     lines += [f"warning     {text}" for text in found["warnings"]]
     return found, "\n".join(lines)
 

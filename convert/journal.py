@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hfq.schema.canonical import canonical_json
 from hfq.schema.documents import parse_json, read_bytes
-from hfq.schema.errors import DigestMismatchError, MalformedFileError, OutputExistsError, ResumeMismatchError
+from hfq.schema.errors import DigestMismatchError, HfqError, MalformedFileError, OutputExistsError, ResumeMismatchError
 
 from .atomic import fsync_folder, write_file
 from .calibration import file_sha256
@@ -106,7 +106,14 @@ class Journal:
             DigestMismatchError: the file is not the one that was written.
         """
         path = self._state_path(role, site)
-        file = SafetensorsFile(path)
+        try:
+            file = SafetensorsFile(path)
+        except HfqError as error:
+            raise DigestMismatchError(
+                f"a file of the unfinished conversion is damaged: {error.what}",
+                where=path,
+                todo="remove the .partial folder and start again",
+            ) from None
         if file_sha256(path) != self._entries[role, site]["state_sha256"]:
             file.close()
             raise DigestMismatchError(

@@ -65,21 +65,38 @@ def _block_plot(experts: Mapping[str, Any]) -> str:
 
     figure = Figure(figsize=(8.0, 3.0))
     axes = figure.add_subplot()
+    names = plotted_blocks(experts)
+    largest = 0.0
     for role, entry in experts.items():
-        blocks = sorted((name for name in entry["blocks"] if name != "outside"), key=block_number)
         for kind, style in (("weight_nmse", "-"), ("output_nmse", "--")):
-            values = [entry["blocks"][name][kind] for name in blocks]
-            if blocks and all(value is not None for value in values):
+            # A block that is kept is a gap.
+            values = [entry["blocks"].get(name, {}).get(kind) for name in names]
+            known = [value for value in values if value is not None]
+            if known:
                 label = f"{role.replace('_', ' ')}, {kind.partition('_')[0]}"
-                colour = _COLOURS[role]
-                axes.plot(range(len(blocks)), values, style, marker="o", markersize=3, color=colour, label=label)
+                shown = [np.nan if value is None else value for value in values]
+                axes.plot(shown, style, marker="o", markersize=3, color=_COLOURS[role], label=label)
+                largest = max(largest, *known)
+    axes.set_xticks(*block_ticks(names))
+    axes.set_xlim(-0.5, max(0.5, len(names) - 0.5))
     axes.set_xlabel("block")
     axes.set_ylabel("NMSE")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * largest if largest > 0 else 1)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(frameon=False)
     return to_svg(figure)
+
+
+def plotted_blocks(experts: Mapping[str, Any]) -> list[str]:
+    """Every block up to the last one that any expert has quantized, kept ones too, in the order of the model."""
+    last: dict[str, int] = {}
+    for entry in experts.values():
+        for name in entry["blocks"]:
+            stack, number = block_number(name)
+            if number >= 0:
+                last[stack] = max(number, last.get(stack, 0))
+    return [f"{stack}.{number}" for stack in sorted(last) for number in range(last[stack] + 1)]
 
 
 def _site_map(experts: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint
     lines = [f"delta       {short_id(delta.id)}  in {out}", f"recipe      {delta.recipe.name}"]
     lines += routing_lines(described["routing"])
     lines += clip_lines(described["clip"])
-    lines += error_lines(described["error"])
+    lines += error_lines(described["error"], fitted=described["fitted"])
     size, base = format_bytes(described["delta_bytes"]), format_bytes(described["base_bytes"])
     lines.append(f"size        {size} for a base of {base}")
     lines.append(f"next        hfq verify {shlex.quote(str(out))} --base {shlex.quote(checkpoint.path)}")

@@ -71,7 +71,7 @@ def generate_command(
     frames = run_pipeline(loaded.pipeline, prompt, settings, image=given_frames.first, last_image=given_frames.last)
     assert frames is not None
     write_clip(destination, enlarge(frames, zoom), fps)
-    unused = unused_clips(loaded.pipeline)
+    unused = [] if opened is None else unused_clips(loaded.pipeline)
     for line in unused_clip_lines(unused):
         note(f"warning: {line}")
     counts = summary(replaced)

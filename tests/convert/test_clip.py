@@ -118,7 +118,9 @@ def test_entries_that_were_never_consulted_are_named() -> None:
     assert lines[0].startswith("2 clip entries of high_noise for timestep bin 2")
     model(X, timestep=torch.tensor(100.0))
     assert unused_clips(model) == [("high_noise", site, index) for site in sites for index in (0, 1)]
-    assert unused_clips(nn.Linear(2, 2)) == []
+    for nothing in (nn.Linear(2, 2), 3):
+        with pytest.raises(UsageError, match="no delta was applied"):
+            unused_clips(nothing)
 
 
 def test_edges_fall() -> None:

@@ -62,3 +62,13 @@ def test_an_existing_page_is_not_overwritten(folder: Path, tmp_path: Path) -> No
     (tmp_path / "r.html").write_text("mine")
     assert run(["report", str(folder), "-o", str(tmp_path / "r.html")]) == 2
     assert (tmp_path / "r.html").read_text() == "mine"
+
+
+def test_kept_blocks_are_gaps_at_their_own_numbers() -> None:
+    from hfq.convert.report_html import plotted_blocks
+
+    experts = {
+        "high_noise": {"blocks": {"blocks.2": {}, "blocks.4": {}, "outside": {}}},
+        "low_noise": {"blocks": {"blocks.1": {}, "vace_blocks.1": {}}},
+    }
+    assert plotted_blocks(experts) == [*(f"blocks.{i}" for i in range(5)), "vace_blocks.0", "vace_blocks.1"]

@@ -243,9 +243,18 @@ def test_stages_without_what_they_need(tiny_weights: Path, tiny_calibration: Pat
     with pytest.raises(TooFewRowsError, match=r"at least 16, found 15") as caught:
         converted(small_base, made({"kind": "gptq", "tokens": 15}, route=wide), small_calibration, out)
     assert caught.value.exit_code == 2
+    assert "raise `tokens`" in str(caught.value)
     with pytest.raises(RecipeError, match="does not divide"):
         converted(tiny_weights, made({"kind": "rotate", "block": 256}), None, out)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_that_kept_too_few_rows(tiny_weights: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    hfq.calibrate(tiny_weights, ["a red circle moving left"], few, steps=4, keep_inputs=8).close()
+    with pytest.raises(TooFewRowsError, match=r"kept too few input rows for gptq; expected at least 64.*--keep-inputs"):
+        converted(tiny_weights, made({"kind": "gptq"}), few, tmp_path / "delta")
+    assert [path.name for path in tmp_path.iterdir()] == ["few"]
 
 
 def test_generate_names_the_clips_that_no_step_consulted(
