@@ -118,7 +118,7 @@ def plan_conversion(
             calibrated.add(role)
             _check_rows(opened, role, site, stages, few)
     warnings = [
-        f"{role}: gptq has fewer input rows than channels in {len(missing)} linears, fewest {min(missing)[1]} channels; "
+        f"{role}: gptq has fewer input rows than channels in {len(missing)} linears ({min(missing)[1]} channels); "
         "keep more (--keep-inputs), or calibrate more prompts where a prompt has no more, as for cross_attn.k and v"
         for role, missing in few.items()
     ]
