@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from .activation_figures import ActivationPool
@@ -220,5 +219,5 @@ def _pooled(statistics: GroupStatistics) -> Tensor | None:
     """Kept rows of all timestep bins, BF16 [rows, channels]."""
     if not statistics.inputs:
         return None
-    rows = torch.cat([statistics.inputs[index] for index in sorted(statistics.inputs)])
+    rows = statistics.pooled_inputs()
     return rows if rows.shape[0] else None

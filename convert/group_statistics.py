@@ -52,6 +52,10 @@ class GroupStatistics:
             result.merge(self.histograms[key])
         return result
 
+    def pooled_inputs(self) -> Tensor:
+        """The kept rows of all timestep bins in their order, bfloat16 [rows, channels]; there must be some."""
+        return torch.cat([self.inputs[index] for index in sorted(self.inputs)])
+
     def channel_max(self) -> Tensor:
         """Exact largest |x| per channel, float64 [channels]."""
         return self.max.double().amax(dim=0)

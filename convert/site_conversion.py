@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .architecture import Site
@@ -84,7 +83,9 @@ def convert_site(
     del weight
     ops.append({"op": "qdq", **recipe.activation})
     digest = site_digest(quantized, recipe.weight, state)
-    inputs = _pooled_inputs(statistics) if search is None else None
+    inputs = None
+    if statistics is not None and statistics.inputs and search is None:
+        inputs = statistics.pooled_inputs()
     error = measure_site(base, RestoredSite(quantized, chain, digest), inputs)
     return ConvertedSite(ops, state, digest, error, search)
 
@@ -94,9 +95,3 @@ def _new_ops(result: StageResult, weight: Tensor, where: str) -> list[Op]:
         return []
     sizes = (int(weight.shape[0]), int(weight.shape[1]))
     return read_ops([result.op, {"op": "qdq"}], result.state, sizes, where).ops
-
-
-def _pooled_inputs(statistics: GroupStatistics | None) -> Tensor | None:
-    if statistics is None or not statistics.inputs:
-        return None
-    return torch.cat([statistics.inputs[index] for index in sorted(statistics.inputs)])

@@ -52,12 +52,6 @@ class SiteOps:
     clip: Clip | None = None
     activation: Mapping[str, Any] = field(default_factory=dict)
 
-    def on_activation(self, x: Tensor) -> Tensor:
-        """The input [..., in_features] after all ops, as it is quantized."""
-        for op in self.ops:
-            x = op.on_activation(x)
-        return x
-
 
 class _State:
     """A site's tensors by local name, each to be consumed once."""

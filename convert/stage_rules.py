@@ -106,6 +106,12 @@ def check_stages(document: Mapping[str, Any], where: str) -> None:
         place = f"{where}: stage {index + 1} ({stage['kind']})"
         if stage["kind"] == "smooth":
             _check_mask_range(stage, place)
+        if stage["kind"] == "clip" and stage["scope"] == "global" and "expert" in stage:
+            raise RecipeError(
+                "a global clip is one choice for both experts, and this stage is for one of them",
+                where=place,
+                todo='use scope = "expert", or remove `expert`',
+            )
         operand = {"gptq": "weight", "clip": "activation"}.get(stage["kind"])
         if operand is not None and document[operand]["format"] != "hif4":
             why = "one value has no group to share a scale with" if operand == "weight" else "it has no group maximum"

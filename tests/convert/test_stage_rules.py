@@ -114,6 +114,12 @@ def test_a_value_that_means_nothing(bad: dict[str, Any]) -> None:
     assert len(str(caught.value)) < 700
 
 
+def test_a_global_clip_of_one_expert_means_nothing() -> None:
+    with pytest.raises(RecipeError, match="one choice for both experts"):
+        recipe(stage("clip", scope="global", expert="high_noise"))
+    recipe(stage("clip", scope="expert", expert="high_noise"))
+
+
 def test_two_spellings_are_one_recipe() -> None:
     left = recipe(stage("clip", candidates=[1, 0.9, 1.1, 1.0]), stage("lowrank", rank=8, match="blocks.0.*"))
     right = recipe(stage("clip", candidates=[1.1, 1.0, 0.9]), stage("lowrank", rank=8.0, match=["blocks.0.*"]))
