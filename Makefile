@@ -15,7 +15,7 @@ test: install-dev lint types imports pytest
 # The wheel is built and installed, never the source tree: what is tested is what a user gets.
 install: $(BIN)/python
 	rm -rf build hfq.egg-info
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[video,report]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[video,report,export]'
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
 install-dev: install

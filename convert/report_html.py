@@ -12,6 +12,7 @@ from hfq.schema.errors import DigestMismatchError, MissingPathError
 
 from .delta import REPORT, Delta
 from .delta_inspect import describe_delta, short_id
+from .report_onnx import graph_section
 from .site_error import block_of
 from .svg_plots import block_number, block_ticks, forward_order, plotting, render, to_svg
 
@@ -21,12 +22,15 @@ _COLOURS: Final = {"high_noise": "#b8432f", "low_noise": "#2f6db8", "single": "#
 _WORST: Final = 15
 
 
-def render_report(delta: Delta) -> str:
+def render_report(delta: Delta, onnx: Mapping[str, Any] | None = None) -> str:
     """The page of a delta.
+
+    Args:
+        onnx: a document `hfq.onnx-report/1`, read and checked; its graphs become a section.
 
     Raises:
         MissingPathError: the delta has no `report.json`.
-        DigestMismatchError: the report is of another delta.
+        DigestMismatchError: the report, or that of the graphs, is of another delta.
         MissingDependencyError: jinja2 or matplotlib is not installed.
     """
     path = delta.path / REPORT
@@ -36,6 +40,13 @@ def render_report(delta: Delta) -> str:
     if report["delta"] != delta.id:
         raise DigestMismatchError(
             "the report is of another delta", where=path, expected=short_id(delta.id), found=short_id(report["delta"])
+        )
+    if onnx is not None and onnx["delta"] != delta.id:
+        raise DigestMismatchError(
+            "the report of the graphs is of another delta",
+            expected=short_id(delta.id),
+            found=short_id(onnx["delta"]),
+            todo="verify the graphs of this delta: hfq verify DELTA --base MODEL --onnx FILE -o OUT",
         )
     with plotting(delta.id):
         figures = [
@@ -50,6 +61,7 @@ def render_report(delta: Delta) -> str:
         short=short_id(delta.id),
         experts=report["experts"],
         worst=_worst(report["experts"]),
+        graphs=[] if onnx is None else [graph_section(graph) for graph in onnx["graphs"]],
     )
 
 

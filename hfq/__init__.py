@@ -1,8 +1,8 @@
 """hfq: HiFloat4 / HiFloat8 quantization deltas for Wan video models.
 
 The library has the verbs of the command: `open_checkpoint`, `calibrate`, `load_calibration`, `analyze`, `quantize`,
-`load_delta`, `verify`, `apply`, `unused_clips`, `open_registry`. Names are imported when they are used, because torch
-alone takes a second.
+`load_delta`, `verify`, `apply`, `unused_clips`, `export_onnx`, `verify_onnx`, `open_registry`. Names are imported when
+they are used, because torch alone takes a second.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ __version__ = version.VERSION
 
 __all__ = [
     "Recipe",
+    "Scope",
     "__version__",
     "analyze",
     "apply",
     "calibrate",
+    "export_onnx",
     "load_calibration",
     "load_delta",
     "load_recipe",
@@ -28,6 +30,7 @@ __all__ = [
     "quantize",
     "unused_clips",
     "verify",
+    "verify_onnx",
 ]
 
 if TYPE_CHECKING:
@@ -39,15 +42,20 @@ if TYPE_CHECKING:
     from hfq.convert.clip import unused_clips
     from hfq.convert.convert import quantize
     from hfq.convert.delta import load_delta
+    from hfq.convert.graphs.export import export_onnx
+    from hfq.convert.graphs.scope import Scope
+    from hfq.convert.graphs.verify_onnx import verify_onnx
     from hfq.convert.recipe import Recipe, load_recipe
     from hfq.convert.verify import verify
     from hfq.registry import open_registry
 
 _HOMES = {
     "Recipe": "hfq.convert.recipe",
+    "Scope": "hfq.convert.graphs.scope",
     "analyze": "hfq.convert.analyze",
     "apply": "hfq.convert.apply",
     "calibrate": "hfq.convert.calibrate",
+    "export_onnx": "hfq.convert.graphs.export",
     "load_calibration": "hfq.convert.calibration",
     "load_delta": "hfq.convert.delta",
     "load_recipe": "hfq.convert.recipe",
@@ -56,6 +64,7 @@ _HOMES = {
     "quantize": "hfq.convert.convert",
     "unused_clips": "hfq.convert.clip",
     "verify": "hfq.convert.verify",
+    "verify_onnx": "hfq.convert.graphs.verify_onnx",
 }
 
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "convert": "convert",
     "verify": "verify",
     "report": "report",
+    "export": "export",
     "generate": "generate",
     "register": "registry",
     "list": "registry",

@@ -35,7 +35,10 @@ __all__ = ["KINDS", "MAX_DOCUMENT_BYTES", "parse_document", "read_bytes", "read_
 MAX_DOCUMENT_BYTES: Final = 32 * 1024 * 1024
 """A two-expert 14B delta is under 2 MB; a calibration of 1,000 prompts under 1 MB."""
 
-KINDS: Final = {"ptq-state": 1, "recipe": 1, "calibration": 1, "provenance": 1, "report": 1, "analysis": 1}
+KINDS: Final = {
+    "ptq-state": 1, "recipe": 1, "calibration": 1, "provenance": 1, "report": 1, "analysis": 1, "onnx-report": 1,
+    "clip": 1,
+}  # fmt: skip
 """Documents and the major version that this release reads and writes."""
 
 _MAX_PARTS: Final = 2_000_000
@@ -259,7 +262,7 @@ def parse_document(data: bytes, kind: str, where: str) -> dict[str, Any]:
 
 def read_document(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Read, parse and validate a document of `kind` ("ptq-state", "recipe", "calibration", "provenance", "report",
-    "analysis").
+    "analysis", "onnx-report", "clip").
 
     Raises:
         MissingPathError, UnreadableFileError, TooLargeError, and what `parse_document` raises

@@ -128,6 +128,96 @@ class InconsistentDeltaError(MalformedFileError):
     code = "inconsistent"
 
 
+class UnknownOpError(MalformedFileError):
+    """A node of an ONNX graph names an op that its domain does not have."""
+
+    code = "unknown-op"
+
+
+class OpAttributeError(MalformedFileError):
+    """A node of an ONNX graph lacks an attribute of its op, or has one that is unknown or out of range."""
+
+    code = "op-attribute"
+
+
+class MissingBodyError(MalformedFileError):
+    """An ONNX file calls an op and does not carry its function body."""
+
+    code = "missing-body"
+
+
+class MixedBodiesError(MalformedFileError):
+    """Nodes of one op in one ONNX model need different function bodies."""
+
+    code = "mixed-bodies"
+
+
+class MalformedGraphError(MalformedFileError):
+    """An ONNX file that is no graph as `hfq export` makes them: no protobuf, refused by the checker, odd parts."""
+
+    code = "malformed-graph"
+
+
+class ExternalDataError(MalformedFileError):
+    """Weights of an ONNX graph that lie outside its folder, behind a link, or not where the graph says."""
+
+    code = "external-data"
+
+
+class GraphVersionError(MalformedFileError):
+    """An ONNX graph of an IR or opset version that this release does not read."""
+
+    code = "graph-version"
+
+
+class GraphMetadataError(MalformedFileError):
+    """An ONNX graph that does not say, or says in a wrong form, which delta it was made from."""
+
+    code = "graph-metadata"
+
+
+class GraphRunError(MalformedFileError):
+    """An ONNX graph that a runtime does not load or run."""
+
+    code = "graph-run"
+
+
+class NotAClipError(MalformedFileError):
+    """A file that is no video container which this release opens (MP4, MOV, Matroska, WebM)."""
+
+    code = "not-a-clip"
+
+
+class ClipStreamError(MalformedFileError):
+    """A video container without one video stream that can be decoded to its end."""
+
+    code = "clip-stream"
+
+
+class ClipDocumentError(MalformedFileError):
+    """What a clip says of its origin contradicts itself: a prompt that is not the one of its hash."""
+
+    code = "clip-document"
+
+
+class RemuxError(HfqError):
+    """The packets of a clip cannot be copied into a new file of the same kind without a change."""
+
+    code = "remux"
+
+
+class KeyFileError(MalformedFileError):
+    """A private key or certificate that cannot be read, is of an unfit kind, or does not fit its counterpart."""
+
+    code = "key-file"
+
+
+class SigningError(HfqError):
+    """The C2PA library refuses to sign the clip with this key."""
+
+    code = "signing"
+
+
 class UnsupportedDtypeError(HfqError):
     """A tensor's dtype is not one a base may have (F32, BF16, F16)."""
 
@@ -253,6 +343,13 @@ class MissingDependencyError(HfqError):
     exit_code = 2
 
 
+class MissingKeyError(HfqError):
+    """No key pair for signing clips has been made yet."""
+
+    code = "missing-key"
+    exit_code = 2
+
+
 class RecipeError(HfqError):
     """A recipe that cannot mean what it says."""
 
@@ -375,6 +472,27 @@ class AnalysisBaseError(HfqError):
     exit_code = 3
 
 
+class GraphOriginError(HfqError):
+    """An ONNX graph of another delta, base, expert or part of a model."""
+
+    code = "graph-origin"
+    exit_code = 3
+
+
+class GraphPayloadError(HfqError):
+    """An ONNX graph whose weights or attributes are not the delta's."""
+
+    code = "graph-payload"
+    exit_code = 3
+
+
+class GraphNumericsError(HfqError):
+    """An ONNX graph that computes something else than the delta's model."""
+
+    code = "graph-numerics"
+    exit_code = 3
+
+
 # --- 4: gate failed · 5: unknown or ambiguous ------------------------------------------------------------------------
 
 
@@ -442,3 +560,127 @@ class InterruptedRunError(HfqError):
 
     code = "interrupted"
     exit_code = 130
+
+
+# --- scores and policies ---------------------------------------------------------------------------------------------
+
+
+class ScoreFileError(MalformedFileError):
+    """A score file, or the prompt file beside it, of no known shape."""
+
+    code = "score-file"
+
+
+class UnknownMetricError(MalformedFileError):
+    """A metric that its suite does not have."""
+
+    code = "unknown-metric"
+
+
+class DuplicateVideoError(MalformedFileError):
+    """A video that occurs twice under one metric."""
+
+    code = "duplicate-video"
+
+
+class MeasurementError(UsageError):
+    """A measurement that is not finite and positive."""
+
+    code = "measurement"
+
+
+class NotComparableError(UsageError):
+    """Scores that are not of one metric, suite and prompt set, or have no video in common."""
+
+    code = "not-comparable"
+
+
+class SettingsDifferError(UsageError):
+    """Two sides of a comparison that were generated with different settings."""
+
+    code = "settings-differ"
+
+
+class ClipMismatchError(UsageError):
+    """A clip and its reference of different size or length, or a folder without a counterpart."""
+
+    code = "clip-mismatch"
+
+
+class FeatureShapeError(UsageError):
+    """Per-frame features that are not finite numbers [frames, width] of at least two frames."""
+
+    code = "feature-shape"
+
+
+class PolicyError(MalformedFileError):
+    """A policy that follows its schema and cannot mean what it says."""
+
+    code = "policy"
+
+
+class UnknownWorkloadError(UsageError):
+    """A workload that the policy does not have."""
+
+    code = "unknown-workload"
+
+
+class GateFailedError(HfqError):
+    """A variant that does not pass its workload's gate."""
+
+    code = "gate-failed"
+    exit_code = 4
+
+
+# --- Hugging Face Hub ------------------------------------------------------------------------------------------------
+
+
+class HubError(HfqError):
+    """The Hub refused a request, or answered something that its client cannot read."""
+
+    code = "hub"
+
+
+class HubUnavailableError(HubError):
+    """The Hub cannot be reached, broke the connection off, or failed inside for longer than this command waits."""
+
+    code = "hub-unavailable"
+
+
+class HubBusyError(HubError):
+    """The Hub asks for a longer pause (429 or 503, Retry-After) than this command makes."""
+
+    code = "hub-busy"
+
+
+class HubAccessError(HubError):
+    """The Hub does not let this token, or nobody's token, do that."""
+
+    code = "hub-access"
+    exit_code = 2
+
+
+class HubNotFoundError(HubError):
+    """A repository, revision or file that the Hub does not have, or does not show to this token."""
+
+    code = "hub-not-found"
+    exit_code = 5
+
+
+class HubConflictError(HubError):
+    """The repository is not in the state that the request was made for: the branch moved, a tag names another delta."""
+
+    code = "hub-conflict"
+    exit_code = 3
+
+
+class HubListingError(MalformedFileError):
+    """A repository's list of files that no honest repository has: paths that leave it, doubles, look-alikes."""
+
+    code = "hub-listing"
+
+
+class ModelCardError(MalformedFileError):
+    """A model card whose metadata the Hub would refuse or misread."""
+
+    code = "model-card"

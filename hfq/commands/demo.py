@@ -140,7 +140,8 @@ class _Demo:
         self.result(f"{restored} of {restored} quantized linears restore to the recorded digests")
         self.step("5  Errors per block and per linear, as a page", "report", "tail-aware", "-o", "report.html")
         self.result("report.html")
-        registered = self.step("6  Register it", "register", "tail-aware", "--alias", "tiny@demo")
+        levels = self._graph()
+        registered = self.step("8  Register it", "register", "tail-aware", "--alias", "tiny@demo")
         self.result(f"delta:{registered['id'][:12]} is now tiny@demo")
         clips = self._clips()
         seconds = time.perf_counter() - started
@@ -151,21 +152,44 @@ class _Demo:
             "delta_bytes": made["delta_bytes"],
             "base_bytes": made["base_bytes"],
             "error": made["error"],
+            "onnx": levels,
             **clips,
             "seconds": seconds,
             "step_seconds": self._seconds,
         }
         return document, _summary(document)
 
+    def _graph(self) -> dict[str, str]:
+        """Export a block and verify it; returns level -> verdict."""
+        from hfq.convert.graphs.verify_onnx import LEVELS
+
+        made = self.step(
+            "6  Export one block as an ONNX graph that any ONNX Runtime runs",
+            "export", "onnx", "tail-aware", "--base", "tiny-wan", "--expert", "high_noise", "--block", "3",
+            "-o", "block3.onnx",
+        )  # fmt: skip
+        own = {name: count for name, count in made["nodes"].items() if "::" in name}
+        shown = ", ".join(f"{count} {name.partition('::')[2]}" for name, count in own.items())
+        self.result(f"block3.onnx, {format_bytes(made['graphs'][0]['size_bytes'])}, with {shown}")
+        verified = self.step(
+            "7  Verify it in ONNX Runtime, op by op",
+            "verify", "tail-aware", "--base", "tiny-wan", "--onnx", "block3.onnx", "-o", "onnx.json",
+        )  # fmt: skip
+        found = verified["onnx"]["graphs"][0]["levels"]
+        levels = {name: found[name]["verdict"] for name in LEVELS}
+        verdicts = dict.fromkeys(verdict for verdict in levels.values() if verdict != "not applicable")
+        self.result("; ".join(f"{verdict}: {_listed(levels, verdict)}" for verdict in verdicts))
+        return levels
+
     def _clips(self) -> dict[str, Any]:
         common = ("--prompt", CLIP_PROMPT, "--seed", str(CLIP_SEED), "--zoom", str(_ZOOM), "--fps", str(_FPS))
         self.step(
-            "7  The same prompt and seed, from the base ...",
+            "9  The same prompt and seed, from the base ...",
             "generate", "--base", "tiny-wan", *common, "-o", "bf16.mp4",
         )  # fmt: skip
         self.result("bf16.mp4")
         self.step(
-            "8  ... and from the delta on top of it",
+            "10 ... and from the delta on top of it",
             "generate", "--base", "tiny-wan", "--delta", "tiny@demo", *common, "-o", "hif4.mp4",
         )  # fmt: skip
         from hfq.convert.video import psnr_db, read_clip, side_by_side, write_clip
@@ -175,6 +199,10 @@ class _Demo:
         psnr = psnr_db(bf16, hif4)
         self.result(f"hif4.mp4, {psnr:.1f} dB PSNR to the BF16 clip")
         return {"psnr_db": psnr, "side_by_side": "side-by-side.gif"}
+
+
+def _listed(levels: dict[str, str], verdict: str) -> str:
+    return ", ".join(name for name, found in levels.items() if found == verdict)
 
 
 def _site_text(sites: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from hfq.console import emit, json_option
 from hfq.convert.atomic import write_file
 from hfq.convert.report_html import render_report
 from hfq.paths import open_delta
+from hfq.schema.documents import read_document
 from hfq.schema.errors import OutputExistsError, UsageError
 
 __all__ = ["report_command"]
@@ -18,8 +19,9 @@ __all__ = ["report_command"]
 @click.command("report")
 @click.argument("delta")
 @click.option("-o", "--out", type=click.Path(), required=True, help="HTML file to make.")
+@click.option("--onnx", type=click.Path(), help="Report of verified graphs, from hfq verify --onnx -o; gets a section.")
 @json_option
-def report_command(delta: str, out: str, as_json: bool) -> None:
+def report_command(delta: str, out: str, onnx: str | None, as_json: bool) -> None:
     """Render the errors that were measured while DELTA was made: one HTML file with static plots, no script."""
     path = Path(out)
     if path.exists():
@@ -27,7 +29,8 @@ def report_command(delta: str, out: str, as_json: bool) -> None:
     if not path.parent.is_dir():
         raise UsageError("the folder for the output does not exist", where=path.parent)
     with open_delta(delta) as opened:
-        page = render_report(opened).encode()
+        graphs = None if onnx is None else read_document(onnx, "onnx-report")
+        page = render_report(opened, graphs).encode()
         delta_id = opened.id
     write_file(path, page)
     emit({"report": str(path), "delta": delta_id, "size_bytes": len(page)}, f"report      {path}", as_json)

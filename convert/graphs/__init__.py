@@ -1,0 +1,1 @@
+"""ONNX graphs of deltas: the ops of their domain, export, verification."""

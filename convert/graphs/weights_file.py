@@ -1,0 +1,98 @@
+"""The weights of a graph as they come, one tensor after the other, in a file beside it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import torch
+from torch import Tensor
+
+from hfq.convert.safetensors_writer import tensor_bytes
+
+__all__ = ["WeightsFile"]
+
+_ALIGNMENT: Final = 4096
+_SMALL: Final = 1 << 16
+_SMALL_ALIGNMENT: Final = 64
+
+
+@functools.cache
+def _dtypes() -> dict[torch.dtype, Any]:
+    import onnx_ir as ir
+
+    return {
+        torch.uint8: ir.DataType.UINT8,
+        torch.int32: ir.DataType.INT32,
+        torch.bfloat16: ir.DataType.BFLOAT16,
+        torch.float32: ir.DataType.FLOAT,
+    }
+
+
+class WeightsFile:
+    """Writes initializers and makes a graph refer to them, so that a graph of any size takes the memory of one tensor.
+
+    Args:
+        path: the file to make.
+        graph: an onnx_ir graph; weights among its initializers have no values yet.
+    """
+
+    def __init__(self, path: Path, graph: Any) -> None:
+        self.path, self.size_bytes = path, 0
+        self._graph, self._first = graph, graph[0]
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> WeightsFile:
+        self._file = open(self.path, "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write the values of an initializer; BF16 where the graph computes in float32 is cast in the graph."""
+        import onnx_ir as ir
+
+        assert self._file is not None
+        value, dtype = self._graph.initializers[name], _dtypes()[tensor.dtype]
+        assert tuple(value.shape.numpy()) == tuple(tensor.shape), f"{name}: {value.shape} is not {list(tensor.shape)}"
+        if value.dtype != dtype:
+            value = self._cast_up(value, dtype)
+        data = tensor_bytes(tensor)
+        # Whole pages, so that a runtime can map large tensors instead of reading them.
+        alignment = _ALIGNMENT if len(data) >= _SMALL else _SMALL_ALIGNMENT
+        offset = -(-self.size_bytes // alignment) * alignment
+        self._file.seek(offset)
+        self._file.write(data)
+        self.size_bytes = offset + len(data)
+        value.const_value = ir.ExternalTensor(
+            self.path.name,
+            offset,
+            len(data),
+            dtype,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+            base_dir=self.path.parent,
+        )
+
+    def _cast_up(self, value: Any, dtype: Any) -> Any:
+        """Store an initializer in another dtype and cast it before its first use; returns the stored one."""
+        import onnx_ir as ir
+
+        graph, name = self._graph, value.name
+        stored = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype))
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
+        wide = cast.outputs[0]
+        wide.name, wide.shape, wide.type = f"{name}/float", value.shape, ir.TensorType(ir.DataType.FLOAT)
+        value.replace_all_uses_with(wide)
+        del graph.initializers[name]
+        graph.insert_before(self._first, cast)
+        graph.initializers[name] = stored
+        return stored
+
+    def check_complete(self) -> None:
+        """Every initializer has its values: constants that the exporter folded, and weights."""
+        empty = [name for name, value in self._graph.initializers.items() if value.const_value is None]
+        assert not empty, f"weights without values: {empty[:5]}"
