@@ -15,7 +15,7 @@ test: install-dev lint types imports pytest
 # The wheel is built and installed, never the source tree: what is tested is what a user gets.
 install: $(BIN)/python
 	rm -rf build hfq.egg-info
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[video,report,export]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[video,report,export,c2pa]'
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
 install-dev: install
@@ -37,7 +37,7 @@ imports:
 	cd $(VENV) && bin/lint-imports --config ../pyproject.toml
 
 pytest:
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not large"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not large" -n 2 --dist loadfile
 
 # Real 14B widths; writes the figures that the docs quote.
 check-large: install-dev

@@ -34,7 +34,7 @@ from hfq.schema.errors import (
 )
 
 from .address import Address
-from .models import Table
+from .score_models import Table  # through the last of the models: all tables are known
 
 __all__ = ["BUSY_TIMEOUT_S", "Database", "connect_for_writing", "require_current", "revision_of", "translated_errors"]
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -25,6 +26,8 @@ __all__ = [
     "BaseExpert",
     "Calibration",
     "CalibrationPrompt",
+    "Clip",
+    "ClipSignature",
     "Delta",
     "Edge",
     "Event",
@@ -219,3 +222,41 @@ class Event(Table):
     kind: Mapped[str] = mapped_column(String(30))
     delta_id: Mapped[str | None] = mapped_column(_Digest, index=True)
     detail: Mapped[str] = mapped_column(Text)
+
+
+class Clip(Table):
+    """A clip file and what made it. The same file under two variants is two rows, and an audit says so.
+
+    `variant_id` is a delta's content id or a base's id; no foreign key, because a base may be known by its clips alone.
+    `scene` joins prompt hash and seed. `document` is the canonical JSON of `hfq.clip/1`, `manifest` the signed bytes.
+    """
+
+    __tablename__ = "clip"
+    __table_args__ = (
+        UniqueConstraint("file_sha256", "variant_id"),
+        CheckConstraint("variant_kind IN ('delta', 'base')", name="variant_kind"),
+    )
+    key: Mapped[int] = mapped_column(_Key, primary_key=True)
+    file_sha256: Mapped[str] = mapped_column(_Digest)
+    stream_sha256: Mapped[str] = mapped_column(_Digest, index=True)
+    variant_kind: Mapped[str] = mapped_column(String(10))
+    variant_id: Mapped[str] = mapped_column(_Digest, index=True)
+    scene: Mapped[str | None] = mapped_column(String(100), index=True)
+    name: Mapped[str] = mapped_column(String(1000))
+    container: Mapped[str] = mapped_column(String(20))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    frames: Mapped[int] = mapped_column(Integer)
+    width: Mapped[int] = mapped_column(Integer)
+    height: Mapped[int] = mapped_column(Integer)
+    document: Mapped[str] = mapped_column(Text)
+    manifest: Mapped[bytes | None] = mapped_column(LargeBinary)
+    signed: Mapped[bool]
+    recorded_at: Mapped[str] = mapped_column(_Time)
+
+
+class ClipSignature(Table):
+    """The perceptual signature of a clip, apart from its row: a scan reads nothing else."""
+
+    __tablename__ = "clip_signature"
+    clip_key: Mapped[int] = mapped_column(_Key, ForeignKey("clip.key", ondelete="CASCADE"), primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)

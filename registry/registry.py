@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,40 @@ from sqlalchemy.orm import Session
 
 from hfq.migrations import HEAD, REVISIONS
 from hfq.schema.documents import read_document
-from hfq.schema.errors import FolderGoneError, MissingPathError
+from hfq.schema.errors import ContradictedClaimError, FolderGoneError, MissingPathError, UnknownIdError, UsageError
 
 from .address import find_address
 from .aliases import AliasChange, check_alias, list_aliases, remove_alias, set_alias
 from .check import Finding, check_database
+from .clips.clip_document import ClipDocument, Variant
+from .clips.evidence import gather_evidence
+from .clips.ladder import Audit, judge
+from .clips.store import RecordedClip, RegisteredClips, record_clip
+from .clips.stream import open_clip
 from .database import Database
-from .events import events_of
+from .events import events_of, record_event
 from .folder import DOCUMENT, claims_id, read_delta_folder
+from .judging import (
+    Compared,
+    Demand,
+    Gated,
+    Routed,
+    Seen,
+    compare_variants,
+    find_base,
+    gate_delta,
+    route_base,
+    seen_prompts,
+)
 from .lineage import Lineage, read_lineage
 from .lookup import Filters, find_deltas, resolve
-from .models import Alias, Base, Calibration, Delta, Event, Recipe
+from .models import Alias, Base, Calibration, Clip, Delta, Event, Recipe
 from .records import DeltaRecord, DeltaSummary, delta_record
+from .score_models import Score
+from .score_sources import ScoreFiles
+from .score_store import StoredScore, read_scores, store_measurement, store_reviews, store_scores
+from .scores.policy import Policy
+from .scores.values import Measurement, ReviewOutcome, SettingValue
 from .store import Registration, store_delta
 from .text import display_id
 
@@ -191,6 +213,146 @@ class Registry:
         with self.database.reading() as session:
             return list_aliases(session)
 
+    def add_event(self, kind: str, text: str, **detail: str) -> None:
+        """Add a line to the history of a registered delta, such as `pushed` with a repository and a commit.
+
+        Raises:
+            UnknownIdError, AmbiguousIdError
+        """
+        delta_id = self.resolve(text)
+        with self.database.writing() as session:
+            record_event(session, kind, delta_id, **detail)
+
+    def record_clip(
+        self,
+        clip: str | os.PathLike[str],
+        document: ClipDocument,
+        *,
+        manifest: bytes | None = None,
+        signed: bool = False,
+    ) -> RecordedClip:
+        """Remember a clip and what made it. Twice is the same row.
+
+        Args:
+            clip: an MP4, MOV or Matroska file; read once.
+            document: which variant made it, and how.
+            manifest: the bytes of the manifest that it was signed with.
+            signed: whether that manifest was made, or found trusted, now.
+
+        Raises:
+            UnknownIdError: the delta is not registered.
+            NotAClipError, ClipStreamError: no clip, or one that does not decode.
+        """
+        if document.delta is not None:
+            self.resolve(document.delta)
+        evidence = gather_evidence(clip)
+        with self.database.writing() as session:
+            return record_clip(session, evidence, document, name=Path(clip).name, manifest=manifest, signed=signed)
+
+    def refuse_contradicted(self, clip: str | os.PathLike[str], document: ClipDocument) -> None:
+        """Check that nothing contradicts what somebody says of a clip: its frames are not registered as another's.
+
+        Raises:
+            ContradictedClaimError
+            NotAClipError, ClipStreamError: no clip, or one that does not decode.
+        """
+        with open_clip(clip) as opened:
+            digest = opened.stream_facts().digest
+        with self.database.reading() as session:
+            known = {entry.variant for entry in RegisteredClips(session).by_stream(digest)}
+        if known and document.variant not in known:
+            raise ContradictedClaimError(
+                "these frames are registered as made by another variant",
+                where=clip,
+                expected=" or ".join(sorted(map(str, known))),
+                found=document.variant,
+                todo="`hfq audit CLIP` shows the evidence",
+            )
+
+    def audit(self, clip: str | os.PathLike[str], *, anchors_pem: str = "") -> Audit:
+        """Which variant made a clip, with every rung of the evidence ladder; nothing is written and nobody asked.
+
+        Args:
+            clip: an MP4, MOV or Matroska file.
+            anchors_pem: certificates of the authorities whose signatures count; see `hfq.registry.clips.keys`.
+
+        Raises:
+            NotAClipError, ClipStreamError: no clip, or one that does not decode.
+        """
+        evidence = gather_evidence(clip, anchors_pem)
+        with self.database.reading() as session:
+            return judge(evidence, RegisteredClips(session))
+
+    def variant(self, argument: str | os.PathLike[str] | None, *, of_base: bool = False) -> Variant:
+        """The delta that a DELTA argument means, or with `of_base` its base; `base:` and digits name a base directly.
+
+        Without an argument it is the only registered base.
+
+        Raises:
+            UnknownIdError, AmbiguousIdError
+        """
+        text = None if argument is None else os.fspath(argument)
+        if text is not None and not text.lower().startswith("base:"):
+            try:
+                delta_id = self.identify(text)
+            except UnknownIdError:
+                with self.database.reading() as session:
+                    try:
+                        return Variant("base", find_base(session, text))
+                    except UnknownIdError:
+                        pass
+                raise
+            return Variant("base", self.get(delta_id).base.id) if of_base else Variant("delta", delta_id)
+        with self.database.reading() as session:
+            return Variant("base", find_base(session, text))
+
+    def import_scores(self, variant: Variant, found: ScoreFiles, settings: Mapping[str, SettingValue]) -> int:
+        """Remember the metrics of one import, and return how many were new: the same import twice is the same rows."""
+        with self.database.writing() as session:
+            return store_scores(session, variant, found.scores, settings, found.sha256)
+
+    def add_measurement(self, variant: Variant, measurement: Measurement) -> bool:
+        """Remember what running a variant took; False where it repeats the last one."""
+        with self.database.writing() as session:
+            return store_measurement(session, variant, measurement)
+
+    def add_reviews(self, variant: Variant, outcomes: Sequence[ReviewOutcome], source_sha256: str) -> bool:
+        """Remember the outcomes of one file; False where it is known."""
+        with self.database.writing() as session:
+            return store_reviews(session, variant, outcomes, source_sha256)
+
+    def scores(self, variant: Variant) -> tuple[tuple[StoredScore, ...], Seen]:
+        """The scores that count of a variant, and the prompts that it was made with."""
+        with self.database.reading() as session:
+            return read_scores(session, variant.id), seen_prompts(session, variant)
+
+    def compare(self, first: Variant, second: Variant) -> Compared:
+        """Two variants video by video.
+
+        Raises:
+            NotComparableError
+        """
+        with self.database.reading() as session:
+            return compare_variants(session, first, second)
+
+    def gate(self, policy: Policy, workload: str, variant: Variant, *, content_class: str | None = None) -> Gated:
+        """Whether a delta passes a workload against its base.
+
+        Raises:
+            UnknownWorkloadError
+            UsageError: a base, which is what deltas are held against.
+        """
+        policy.workload(workload)
+        if variant.kind == "base":
+            raise UsageError("a gate holds a delta against its base", expected="a delta", found=variant)
+        with self.database.reading() as session:
+            return gate_delta(session, policy, workload, variant.id, content_class=content_class)
+
+    def route(self, policy: Policy, workload: str, base: Variant, demand: Demand | None = None) -> Routed:
+        """The cheapest delta on a base that passes a workload, or the base; see `route_base` for what it raises."""
+        with self.database.reading() as session:
+            return route_base(session, policy, workload, base.id, demand or Demand())
+
     def status(self) -> Status:
         """What is on disk, without changing it; also for a database of another revision.
 
@@ -209,6 +371,8 @@ class Registry:
             "recipes": Recipe,
             "calibrations": Calibration,
             "aliases": Alias,
+            "clips": Clip,
+            "scores": Score,
             "events": Event,
         }
         with self.database.reading() as session:

@@ -37,7 +37,7 @@ MAX_DOCUMENT_BYTES: Final = 32 * 1024 * 1024
 
 KINDS: Final = {
     "ptq-state": 1, "recipe": 1, "calibration": 1, "provenance": 1, "report": 1, "analysis": 1, "onnx-report": 1,
-    "clip": 1,
+    "clip": 1, "policy": 1,
 }  # fmt: skip
 """Documents and the major version that this release reads and writes."""
 

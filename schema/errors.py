@@ -458,6 +458,13 @@ class WrongIdError(DigestMismatchError):
     code = "wrong-id"
 
 
+class ContradictedClaimError(HfqError):
+    """Somebody says that a variant made a clip, and the registry knows that another did."""
+
+    code = "contradicted-claim"
+    exit_code = 3
+
+
 class CalibrationBaseError(HfqError):
     """A calibration that was made with another model."""
 
@@ -605,6 +612,12 @@ class ClipMismatchError(UsageError):
     """A clip and its reference of different size or length, or a folder without a counterpart."""
 
     code = "clip-mismatch"
+
+
+class ClipTooSmallError(UsageError):
+    """A clip whose frames are smaller than what a measure looks through."""
+
+    code = "clip-too-small"
 
 
 class FeatureShapeError(UsageError):

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -150,16 +150,25 @@ def export_onnx(
     sites = quantized_sites(delta, role, scope)
     if scope.kind == "site" and not sites:
         reason = delta.routes[role][scope.name].reason
-        raise UsageError("this linear is kept", where=f"{role} {scope.name}", expected="a quantized one", found=reason)
+        raise UsageError(
+            "this linear is kept, and has no graph of its own",
+            where=f"{role} {scope.name}",
+            found=f"the rule {reason!r}",
+            todo="export its block with --block",
+        )
     _check_output(path)
     if opset not in IR_VERSIONS:
         raise UsageError("not an opset that graphs are written in", expected="18 or 23", found=opset)
+    tables = _clip_tables(delta, role, sites)
+    bins = _bins(tables, bin)
     bar = progress or Silent()
     started = time.perf_counter()
-    bar.note(f"tracing {role} {scope}")
+    if scope.kind != "model":
+        for _ in payload(delta, base, role, scope):  # a wrong base is known before the long part
+            pass
+    bar.note(f"tracing {role} {scope}: this takes about four seconds a block and says nothing")
     graph = finish(trace(delta, architecture, role, scope, opset), IR_VERSIONS[opset])
     traced = time.perf_counter()
-    bins = _bins(graph, bin)
     inside = [site for site in architecture.sites() if scope.holds(site.name)]
     done = Export(role, scope, opset, IR_VERSIONS[opset], len(sites), len(inside) - len(sites), 0)
     done.quantized_weights = sum(site.in_features * site.out_features for site in inside if site.name in set(sites))
@@ -173,7 +182,7 @@ def export_onnx(
         bar.finish()
         weights.check_complete()
         external = weights.size_bytes > _EMBED_BYTES or len(bins) > 1
-        made = _models(graph, external, _metadata(delta, role, scope, graph), bins, inline)
+        made = _models(graph, external, _metadata(delta, role, scope, graph, tables), bins, inline)
         moves = []
         for index, model in zip(bins, made, strict=True):
             target = path if len(bins) == 1 else _bin_path(path, index or 0)
@@ -206,7 +215,7 @@ def _checked_role(delta: Delta, base: Checkpoint, role: str | None) -> str:
 
 def _check_output(path: Path) -> None:
     if path.suffix != ".onnx":
-        raise UsageError("not a name for a graph", expected="a name that ends in .onnx", found=path.name)
+        raise UsageError("not a name for a graph", expected="a name that ends in .onnx", found=path)
     if not path.parent.is_dir():
         raise UsageError("the folder for the output does not exist", where=path.parent)
     for taken in (*graph_paths(path), path.with_name(f"{path.name}.data")):
@@ -216,8 +225,13 @@ def _check_output(path: Path) -> None:
             )
 
 
-def _bins(graph: Finished, bin: int | None) -> list[int | None]:
-    if not graph.by_bin:
+def _clip_tables(delta: Delta, role: str, sites: list[str]) -> list[Mapping[str, Any]]:
+    """The clip ops of the sites."""
+    return [op for site in sites for op in delta.site(role, site)["ops"] if op["op"] == "clip"]
+
+
+def _bins(tables: list[Mapping[str, Any]], bin: int | None) -> list[int | None]:
+    if all(len(set(table["headroom"])) == 1 for table in tables):
         if bin is not None:
             raise UsageError("this part is the same in every timestep bin", found=f"bin {bin}", todo="leave --bin out")
         return [None]
@@ -243,11 +257,13 @@ def _publish(moves: list[tuple[Path, Path]]) -> None:
     fsync_folder(moves[0][1].parent)
 
 
-def _metadata(delta: Delta, role: str, scope: Scope, graph: Finished) -> dict[str, str]:
+def _metadata(
+    delta: Delta, role: str, scope: Scope, graph: Finished, tables: list[Mapping[str, Any]]
+) -> dict[str, str]:
     """Where the graph comes from, as a runtime shows it."""
     weight, activation = delta.recipe.weight, delta.recipe.activation
     profiles = {str(table.get("profile")) for table in (weight, activation) if table["format"] == "hif4"}
-    return {
+    found = {
         "hfq.version": VERSION,
         "hfq.delta": delta.id,
         "hfq.recipe": delta.recipe.name,
@@ -257,6 +273,9 @@ def _metadata(delta: Delta, role: str, scope: Scope, graph: Finished) -> dict[st
         "hfq.profile": ", ".join(sorted(profiles)) or "hif8",
         "hfq.sites": json.dumps(graph.sites, sort_keys=True, separators=(",", ":")),
     }
+    if graph.by_bin:  # every table of an expert has the same edges, which reading the delta has checked
+        found["hfq.edges"] = json.dumps(tables[0]["edges"])
+    return found
 
 
 def _models(

@@ -292,7 +292,8 @@ def _regular_size(path: Path, where: str) -> int:
     try:
         status = os.lstat(path)
     except (OSError, ValueError):
-        raise ExternalDataError("the file of weights is not there", where=where, expected=path) from None
+        todo = "move a graph and its file of weights together"
+        raise ExternalDataError("the file of weights is not there", where=where, expected=path, todo=todo) from None
     if not stat.S_ISREG(status.st_mode):
         raise ExternalDataError("the file of weights is no regular file", where=where, found=path)
     return status.st_size

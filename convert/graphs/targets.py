@@ -23,11 +23,16 @@ def exported_graphs(path: str | os.PathLike[str]) -> list[Path]:
     """The graphs of an export to `path`: the file itself, or those of the timestep bins.
 
     Raises:
-        MissingPathError: there is none.
+        MissingPathError: there is none, or one of several timestep bins is missing.
     """
     given = Path(path)
     known = graph_paths(given) if given.name else [given]  # a root and `.` have no names beside them
     found = [graph for graph in known if graph.exists() or graph.is_symlink()]
+    absent = [graph for graph in known[1:] if graph not in found]
+    if found and given not in found and absent:
+        raise MissingPathError(
+            "the graph of a timestep bin is missing", where=absent[0], todo="bring it back, or give the others by name"
+        )
     if not found:
         todo = "make one: hfq export onnx DELTA --base MODEL -o FILE"
         raise MissingPathError("no such graph, nor one per timestep bin", where=path, todo=todo)

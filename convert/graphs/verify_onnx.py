@@ -47,7 +47,7 @@ __all__ = ["LEVELS", "OnnxVerification", "onnx_report", "verify_onnx"]
 
 LEVELS: Final = ("file", "ops", "payload", "in_situ", "linear", "block", "model", "reference_evaluator")
 _ERRORS: Final[dict[str, type[HfqError]]] = {"file": GraphOriginError, "payload": GraphPayloadError}
-_STOPPED: Final = "not carried out: the graph is not what it says it is"
+_STOPPED: Final = "not carried out: the level `file` failed"
 
 
 @dataclass
@@ -218,7 +218,8 @@ class _Run:
     def _ops(self) -> Level:
         nodes = [node for node in self.file.model.graph.node if node.domain == DOMAIN]
         if not nodes:
-            return Level.skipped("ops", f"the graph has no op of the domain {DOMAIN}: its bodies are written out")
+            why = "the bodies are written out" if self._quantized_weights() else "nothing in it is quantized"
+            return Level.skipped("ops", f"the graph has no op of the domain {DOMAIN}: {why}")
         self.progress.note("running the file's own function bodies")
         results = check_functions(
             list(self.file.model.functions), nodes, self.file.opset, self.file.ir_version, threads=self.threads

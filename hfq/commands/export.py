@@ -115,7 +115,8 @@ def _lines(done: Export) -> list[str]:
         lines.append(f"graph       {graph.path}  {format_bytes(graph.size_bytes)}{which}")
     if done.data is not None:
         lines.append(f"weights     {done.data}  {format_bytes(done.data_bytes)}")
-    lines.append(f"part        {done.role} {done.scope}: {done.sites} quantized linears, {done.kept} kept")
+    linears = "1 quantized linear" if done.sites == 1 else f"{done.sites} quantized linears"
+    lines.append(f"part        {done.role} {done.scope}: {linears}, {done.kept} kept")
     own = ", ".join(f"{count} {name.partition('::')[2]}" for name, count in done.nodes.items() if "::" in name)
     lines.append(f"nodes       {sum(done.nodes.values())}{f': {own}' if own else ''}")
     lines.append(f"opset       {done.opset}, IR {done.ir_version}")

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import click
 
+from hfq.commands.scores import score_documents, score_lines
 from hfq.console import emit, format_bytes, json_option, note
 from hfq.registry import DeltaRecord, DeltaSummary, Filters, open_registry, render_mermaid, render_text
+from hfq.registry.clips.clip_document import Variant
 from hfq.registry.text import display_id, printable
 
 __all__ = ["alias_command", "lineage_command", "list_command", "register_command", "show_command"]
@@ -89,10 +91,13 @@ def _table(deltas: Sequence[DeltaSummary]) -> str:
 @click.argument("delta")
 @json_option
 def show_command(delta: str, as_json: bool) -> None:
-    """Show one registered delta: sizes, kept sites, folders, history."""
+    """Show one registered delta: sizes, kept sites, folders, history, scores."""
     registry = open_registry()
     record = registry.get(registry.identify(delta))
-    emit(record.to_json(), _details(record), as_json)
+    scores, seen = registry.scores(Variant("delta", record.id))
+    document = {**record.to_json(), "scores": score_documents(scores, seen)}
+    lines = score_lines(scores, seen)
+    emit(document, "\n".join([_details(record), *(["  scores", *lines] if lines else [])]), as_json)
 
 
 def _details(record: DeltaRecord) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +12,7 @@ from hfq.convert.atomic import write_file
 from hfq.convert.report_html import render_report
 from hfq.paths import open_delta
 from hfq.schema.documents import read_document
-from hfq.schema.errors import OutputExistsError, UsageError
+from hfq.schema.errors import MalformedFileError, OutputExistsError, UsageError
 
 __all__ = ["report_command"]
 
@@ -29,8 +30,27 @@ def report_command(delta: str, out: str, onnx: str | None, as_json: bool) -> Non
     if not path.parent.is_dir():
         raise UsageError("the folder for the output does not exist", where=path.parent)
     with open_delta(delta) as opened:
-        graphs = None if onnx is None else read_document(onnx, "onnx-report")
+        graphs = None if onnx is None else _graph_report(onnx)
         page = render_report(opened, graphs).encode()
         delta_id = opened.id
     write_file(path, page)
     emit({"report": str(path), "delta": delta_id, "size_bytes": len(page)}, f"report      {path}", as_json)
+
+
+def _graph_report(path: str) -> dict[str, Any]:
+    """A report of verified graphs.
+
+    Raises:
+        MalformedFileError: another file, such as the graph itself, which `hfq verify --onnx` takes.
+    """
+    try:
+        return read_document(path, "onnx-report")
+    except MalformedFileError as error:
+        if Path(path).suffix != ".onnx":
+            raise
+        raise MalformedFileError(
+            "not a report of verified graphs",
+            where=path,
+            expected="JSON from `hfq verify DELTA --base MODEL --onnx GRAPH -o REPORT`",
+            found=error.what,
+        ) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from hfq.convert.graphs.domain import DOMAIN
 from hfq.convert.graphs.functions import attach_functions
@@ -147,8 +147,23 @@ def _foreign_function(model: onnx.ModelProto) -> None:
 
 
 def _subgraph(model: onnx.ModelProto) -> None:
-    inner = helper.make_graph([], "inner", [], [])
-    model.graph.node[1].attribute.append(AttributeProto(name="body", type=AttributeProto.GRAPH, g=inner))
+    """A branch that is right in itself, so that nothing but this package's rule refuses it."""
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, [4])
+        branches[name] = helper.make_graph([helper.make_node("Neg", ["q"], [name], name)], name, [], [result])
+    condition = helper.make_node("Constant", [], ["c"], "c", value=numpy_helper.from_array(np.array(True)))
+    chosen = helper.make_node("If", ["c"], ["chosen"], "if", **branches)
+    model.graph.node.insert(1, chosen)
+    model.graph.node.insert(1, condition)
+    model.graph.node[3].input[0] = "chosen"
+    onnx.checker.check_model(model, full_check=True)
+
+
+def _hidden_bytes(model: onnx.ModelProto) -> None:
+    """More bytes than elements: the checker only minds too few."""
+    model.graph.initializer[0].raw_data += SECRET
+    onnx.checker.check_model(model, full_check=True)
 
 
 def _sparse(model: onnx.ModelProto) -> None:
@@ -184,7 +199,7 @@ def _keys(model: onnx.ModelProto) -> None:
     ("change", "error"),
     [
         (_dims(1 << 40, 1 << 20), MalformedGraphError), (_dims(-4), MalformedGraphError),
-        (_dims(5), MalformedGraphError),
+        (_dims(5), MalformedGraphError), (_hidden_bytes, MalformedGraphError),
         (_foreign, UnknownOpError), (_unknown, UnknownOpError), (_bodiless, MissingBodyError),
         (_recursive, UnknownOpError), (_foreign_function, UnknownOpError), (_subgraph, MalformedGraphError),
         (_sparse, MalformedGraphError), (_training, MalformedGraphError), (_twice, MalformedGraphError),

@@ -33,9 +33,9 @@ sys.exit(code)
 """
 
 
-def run_measured(*arguments: str, data_limit: int = 0) -> tuple[dict[str, Any], int]:
+def run_measured(*arguments: str, data_limit: int = 0, threads: int = 2) -> tuple[dict[str, Any], int]:
     """Run `hfq ARGUMENTS --json` in a fresh process; returns its document and its peak resident size in bytes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(data_limit), *arguments, "--json"],
         capture_output=True, text=True, env=environment, check=False,

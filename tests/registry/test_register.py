@@ -58,7 +58,7 @@ def test_registering_twice_is_one_row(registry: Registry, tmp_path: Path) -> Non
     assert (first.id, first.is_new, first.is_new_folder) == (delta_id, True, True)
     assert (second.id, second.is_new, second.is_new_folder) == (delta_id, False, False)
     assert registry.status().counts == {
-        "deltas": 1, "bases": 1, "recipes": 1, "calibrations": 1, "aliases": 0, "events": 1,
+        "deltas": 1, "bases": 1, "recipes": 1, "calibrations": 1, "aliases": 0, "clips": 0, "scores": 0, "events": 1,
     }  # fmt: skip
 
 

@@ -1,0 +1,174 @@
+"""`hfq stamp` and `hfq audit`: what made a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hfq.console import emit, json_option, note
+from hfq.registry import open_registry
+from hfq.schema.errors import UsageError
+
+if TYPE_CHECKING:
+    from hfq.registry.clips.keys import SigningKey
+    from hfq.registry.clips.ladder import Audit
+
+__all__ = ["audit_command", "chosen_key", "parse_settings", "signing_options", "stamp_command"]
+
+_SETTING = "NAME=VALUE"
+
+
+def signing_options(command: Any) -> Any:
+    """`--sign`, `--key` and `--certificates`, for every command that writes clips."""
+    for option in (
+        click.option("--certificates", type=click.Path(), help="PEM chain of --key, the signing certificate first."),
+        click.option("--key", type=click.Path(), help="Private key (PEM) to sign with, in place of the local one."),
+        click.option("--sign/--no-sign", default=None, help="Sign the clip (default: when there is a local key)."),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_key(sign: bool | None, key: str | None, certificates: str | None) -> SigningKey | None:
+    """The key to sign with, or None.
+
+    Raises:
+        UsageError: half of a key.
+        MissingKeyError: told to sign, and there is none.
+        and what `load_signing_key` raises.
+    """
+    from hfq.registry.clips.keys import has_local_key, load_local_key, load_signing_key
+
+    if (key is None) != (certificates is None) or (key is not None and sign is False):
+        raise UsageError("a key goes with its certificates", expected="--key and --certificates, without --no-sign")
+    if key is not None and certificates is not None:
+        return load_signing_key(Path(key), Path(certificates))
+    if sign is False or (sign is None and not has_local_key()):
+        return None
+    return load_local_key()
+
+
+def parse_settings(given: tuple[str, ...]) -> dict[str, str | int | float]:
+    """`--setting NAME=VALUE`, a number where the value reads as one.
+
+    Raises:
+        UsageError: no name or no `=`.
+    """
+    found: dict[str, str | int | float] = {}
+    for entry in given:
+        name, separator, text = entry.partition("=")
+        if not separator or not name:
+            raise UsageError("not a setting", expected=_SETTING, found=entry)
+        found[name] = _number(text)
+    return found
+
+
+def _number(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@click.command("stamp")
+@click.argument("clip", type=click.Path())
+@click.option("--variant", required=True, metavar="DELTA", help="The registered delta that made it.")
+@click.option("--prompt", help="What it was made from; its hash is stored.")
+@click.option("--store-prompt", is_flag=True, help="Store the prompt's text, too.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the initial noise.")
+@click.option("--setting", "settings", multiple=True, metavar=_SETTING, help="Such as steps=40; may be repeated.")
+@signing_options
+@click.option("-o", "--out", type=click.Path(), required=True, help="File to make, in the container of CLIP.")
+@json_option
+def stamp_command(
+    clip: str,
+    variant: str,
+    prompt: str | None,
+    store_prompt: bool,
+    seed: int | None,
+    settings: tuple[str, ...],
+    sign: bool | None,
+    key: str | None,
+    certificates: str | None,
+    out: str,
+    as_json: bool,
+) -> None:
+    """Copy CLIP with a note of what made it, and record the copy in the registry; CLIP itself is never changed.
+
+    For clips made by other programs; `hfq generate` stamps its own. The pictures stay as they are, bit for bit.
+
+    \b
+    hfq stamp clip.mp4 --variant wan22@candidate --prompt "..." --seed 7 -o stamped.mp4
+    """
+    from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
+    from hfq.registry.clips.stamp import stamp_clip
+
+    if store_prompt and prompt is None:
+        raise UsageError("there is no prompt to store", todo="give it with --prompt")
+    registry = open_registry()
+    delta_id = registry.identify(variant)
+    base = {expert.role: expert.bf16_root for expert in registry.get(delta_id).base.experts}
+    document = ClipDocument(
+        delta=delta_id,
+        base=base,
+        prompt_sha256=None if prompt is None else prompt_sha256(prompt),
+        prompt=prompt if store_prompt else None,
+        seed=seed,
+        settings=parse_settings(settings),
+    )
+    registry.refuse_contradicted(clip, document)
+    stamped = stamp_clip(clip, out, document, chosen_key(sign, key, certificates))
+    recorded = registry.record_clip(out, document, manifest=stamped.manifest, signed=stamped.manifest is not None)
+    if stamped.replaced is not None:
+        note("the comment that the clip had is not in the copy")
+    if stamped.dropped:
+        note(f"not copied: streams of the kind {', '.join(sorted(set(stamped.dropped)))}")
+    found = {
+        "clip": out,
+        "variant": document.variant.id,
+        "signed": stamped.manifest is not None,
+        "file_sha256": recorded.file_sha256,
+        "new": recorded.is_new,
+    }
+    signed = "signed" if stamped.manifest is not None else "not signed"
+    emit(found, f"clip        {out}  ({signed})\nvariant     {document.variant}", as_json)
+
+
+@click.command("audit")
+@click.argument("clip", type=click.Path())
+@json_option
+def audit_command(clip: str, as_json: bool) -> None:
+    """Say which registered variant made CLIP, and on what evidence; offline, and nothing is written.
+
+    Rungs: attested (a trusted signature), exact-file, exact-stream (the decoded frames): proof. claimed (the comment
+    tag), similar (the pictures): hints. Exit code 0: proven. 3: the rungs contradict each other, or a manifest is
+    invalid. 5: unproven, with the candidates.
+    """
+    from hfq.registry.clips.keys import anchors_pem
+    from hfq.schema.errors import MissingDependencyError
+
+    try:
+        anchors = anchors_pem()
+    except MissingDependencyError:  # without the extra nothing signed can be read, and the ladder says so
+        anchors = ""
+    found = open_registry().audit(clip, anchors_pem=anchors)
+    emit({"clip": clip, **found.to_json()}, "\n".join(_lines(found)), as_json)
+    if found.exit_code:
+        raise click.exceptions.Exit(found.exit_code)
+
+
+def _lines(found: Audit) -> list[str]:
+    lines = [f"verdict     {found.verdict}" + ("" if found.variant is None else f": {found.variant}")]
+    for rung in found.rungs:
+        names = ", ".join(map(str, rung.variants[:3]))
+        lines.append(f"  {rung.name:<13} {rung.state:<12} {rung.detail}{f'  [{names}]' if names else ''}")
+    if found.variant is None:
+        lines += [
+            f"candidate   {entry.variant}  distance {entry.distance:.4f}, margin {entry.margin:.1f}"
+            for entry in found.match.candidates[:5]
+        ]
+    return lines + [f"contradiction  {line}" for line in found.contradictions]

@@ -1,0 +1,129 @@
+"""`hfq push` and `hfq pull`: deltas on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from hfq.console import emit, format_bytes, json_option, note
+from hfq.paths import delta_folder
+from hfq.registry import open_registry
+from hfq.registry.text import display_id, printable
+from hfq.schema.errors import UnknownIdError
+
+__all__ = ["pull_command", "push_command"]
+
+
+@click.command("push")
+@click.argument("delta")
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--base-model", "bases", multiple=True, required=True, metavar="OWNER/NAME",
+              help="Repository of the checkpoint that the delta needs; may be repeated.")  # fmt: skip
+@click.option("--license", "licence", required=True, help="Of the delta: the Hub's identifier, such as apache-2.0.")
+@click.option("--pipeline-tag", help="text-to-video or image-to-video, where the model does not tell.")
+@click.option("--private", is_flag=True, help="Make a missing repository private.")
+@click.option("--revision", help="Branch (default: main).")
+@click.option("--create-pr", is_flag=True, help="As a pull request; it gets no tag.")
+@click.option("--dry-run", is_flag=True, help="Print what would be uploaded; nobody is contacted.")
+@json_option
+def push_command(
+    delta: str,
+    repo: str,
+    bases: tuple[str, ...],
+    licence: str,
+    pipeline_tag: str | None,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Upload DELTA to the Hub: its documents, its state and a model card made from them, in one commit with a tag.
+
+    The folder is verified first. The token is the one that `hf auth login` saved, or HF_TOKEN; HF_ENDPOINT names
+    another Hub.
+
+    \b
+    hfq push wan22@prod someone/wan22-tail999 --base-model Wan-AI/Wan2.2-T2V-A14B --license apache-2.0
+    """
+    from hfq.registry.hub import push
+
+    pushed = push(
+        delta_folder(delta),
+        repo,
+        base_model=bases,
+        license=licence,
+        pipeline_tag=pipeline_tag,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
+    )
+    for line in pushed.notes:
+        note(f"the Hub says: {printable(line, 1000)}")
+    if pushed.commit is not None:
+        _remember("pushed", pushed.id, repo=pushed.repo, commit=pushed.commit, tag=pushed.tag or "")
+    document = {
+        "id": pushed.id,
+        "repo": pushed.repo,
+        "commit": pushed.commit,
+        "tag": pushed.tag,
+        "url": pushed.url,
+        "new": pushed.is_new,
+        "files": [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in pushed.files],
+        "card": pushed.card,
+    }
+    lines = [f"{file.name:<26} {format_bytes(file.size_bytes)}" for file in pushed.files]
+    if dry_run:
+        lines += ["", pushed.card.rstrip(), "", "nothing was uploaded (--dry-run)"]
+    else:
+        what = "pushed" if pushed.is_new else "already there"
+        lines.append(f"{what}: {display_id(pushed.id)} to {printable(pushed.url, 1000)}")
+    emit(document, "\n".join(lines), as_json)
+
+
+@click.command("pull")
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("-o", "--out", type=click.Path(), required=True, help="Folder to make.")
+@click.option("--revision", help="Branch, tag or commit (default: main); a tag delta-... must hold that delta.")
+@json_option
+def pull_command(repo: str, out: str, revision: str | None, as_json: bool) -> None:
+    """Fetch a delta from the Hub into a new folder; every digest is checked before the folder gets its name.
+
+    Only a delta's own files are asked for; nothing in them is executed.
+
+    \b
+    hfq pull someone/wan22-tail999 -o wan22-tail999
+    """
+    from hfq.registry.hub import pull
+
+    pulled = pull(repo, Path(out), revision=revision)
+    if pulled.ignored:
+        note(f"not fetched: {len(pulled.ignored)} other files of the repository")
+    _remember("pulled", pulled.id, repo=pulled.repo, commit=pulled.commit)
+    document = {
+        "id": pulled.id,
+        "folder": str(pulled.folder),
+        "repo": pulled.repo,
+        "commit": pulled.commit,
+        "files": list(pulled.files),
+        "ignored": [printable(name) for name in pulled.ignored],
+    }
+    text = (
+        f"{display_id(pulled.id)}  in {pulled.folder}\ncommit      {pulled.commit} of {printable(pulled.repo)}\n"
+        f"next        {shlex.join(['hfq', 'verify', str(pulled.folder), '--base', 'MODEL'])}"
+    )
+    emit(document, text, as_json)
+
+
+def _remember(kind: str, delta_id: str, **detail: str) -> None:
+    """Add it to the delta's history, if the delta is registered here."""
+    registry = open_registry()
+    if registry.status().state in ("absent", "empty"):
+        return
+    try:
+        registry.add_event(kind, delta_id, **detail)
+    except UnknownIdError:
+        return

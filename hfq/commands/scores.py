@@ -1,0 +1,271 @@
+"""`hfq score`: what was measured of a variant, read from result files or computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hfq.commands.clips import parse_settings
+from hfq.console import emit, json_option, note
+from hfq.registry import open_registry
+from hfq.registry.text import printable
+from hfq.schema.errors import UsageError
+
+if TYPE_CHECKING:
+    from hfq.registry import Registry
+    from hfq.registry.clips.clip_document import Variant
+    from hfq.registry.judging import Seen
+    from hfq.registry.score_sources import ScoreFiles
+    from hfq.registry.score_store import StoredScore
+
+__all__ = ["score_command", "score_documents", "score_lines"]
+
+_of_base = click.option("--of-base", is_flag=True, help="It is of ID's base, not of ID itself.")
+_setting = click.option(
+    "--setting", "settings", multiple=True, metavar="NAME=VALUE", help="Such as steps=40; may be repeated."
+)
+_full_info = click.option(
+    "--full-info", type=click.Path(), help="The suite's prompt file: which prompt and category each video is of."
+)
+_prompt_set = click.option("--prompt-set", metavar="NAME", help="What was generated, such as vbench.")
+
+
+@click.group("score")
+def score_command() -> None:
+    """Record what a variant can do. ID is a delta (folder, id, alias) or a base (base: and digits)."""
+
+
+@score_command.command("import")
+@click.argument("delta", metavar="ID")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@_full_info
+@_prompt_set
+@_setting
+@_of_base
+@json_option
+def score_import(
+    delta: str,
+    files: tuple[str, ...],
+    full_info: str | None,
+    prompt_set: str | None,
+    settings: tuple[str, ...],
+    of_base: bool,
+    as_json: bool,
+) -> None:
+    """Import result files of VBench, VBench-I2V or OpenS2V-Eval; their structure says which they are.
+
+    Every video's value is kept. The same import twice is the same rows. --setting says how the clips were generated
+    (guidance, steps, shift, frames, height, width): without it, nobody can tell whether two variants are comparable.
+
+    \b
+    hfq score import wan22@candidate run_eval_results.json --full-info run_full_info.json --setting steps=40
+    """
+    from hfq.registry.score_sources import read_score_files
+
+    registry = open_registry()
+    variant = registry.variant(delta, of_base=of_base)
+    found = read_score_files(files, full_info, prompt_set=prompt_set)
+    given = parse_settings(settings)
+    if not given:
+        note("no --setting: how these clips were generated is not recorded")
+    document, text = _import(registry, variant, found, given)
+    emit(document, text, as_json)
+
+
+def _import(
+    registry: Registry, variant: Variant, found: ScoreFiles, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    new = registry.import_scores(variant, found, settings)
+    names = {(metric.metric_suite, metric.metric, metric.prompt_set) for metric in found.scores}
+    stored, seen = registry.scores(variant)
+    mine = [one for one in stored if (one.scores.metric_suite, one.scores.metric, one.scores.prompt_set) in names]
+    status = f"{new} metrics imported" if new else "already imported, nothing changed"
+    document = {
+        "variant": {"kind": variant.kind, "id": variant.id},
+        "source_sha256": found.sha256,
+        "new": new,
+        "scores": score_documents(mine, seen),
+    }
+    return document, "\n".join([f"{variant}: {status}", *score_lines(mine, seen)])
+
+
+def score_documents(stored: Sequence[StoredScore], seen: Seen) -> list[dict[str, Any]]:
+    """Scores for --json, each with its overlap."""
+    from hfq.registry.judging import overlap_of
+
+    return [
+        {
+            "metric_suite": one.scores.metric_suite,
+            "metric": one.scores.metric,
+            "prompt_set": one.scores.prompt_set,
+            "mean": one.scores.recomputed,
+            "stated": one.scores.stated,
+            "videos": len(one.scores.videos),
+            "unscored": list(one.scores.unscored),
+            "direction": one.scores.direction,
+            "scale": one.scores.scale,
+            "settings": dict(one.settings),
+            "overlap": overlap_of(one, seen),
+            "source_sha256": one.source_sha256,
+            "imported_at": one.imported_at,
+        }
+        for one in stored
+    ]
+
+
+def score_lines(stored: Sequence[StoredScore], seen: Seen) -> list[str]:
+    """Scores for people, one per line, and a line of overlap whenever it changes."""
+    from hfq.registry.judging import overlap_of
+
+    lines: list[str] = []
+    before = None
+    for one in stored:
+        overlap = overlap_of(one, seen)
+        if before not in (None, overlap):
+            lines.append(f"  overlap      {before}")
+        before = overlap
+        scores = one.scores
+        mean = "no value" if scores.recomputed is None else f"{scores.recomputed:.4f}"
+        stated = "" if scores.stated is None else f", the file says {scores.stated:.4f}"
+        unscored = f", {len(scores.unscored)} without a value" if scores.unscored else ""
+        where = f" on {printable(scores.prompt_set)}" if scores.prompt_set else ""
+        lines.append(
+            f"  {printable(scores.metric_suite)} {scores.metric}{where}  {mean}  "
+            f"({len(scores.videos)} videos{stated}{unscored})"
+        )
+    return lines if before is None else [*lines, f"  overlap      {before}"]
+
+
+@score_command.command("measure")
+@click.argument("delta", metavar="ID")
+@click.option("--clips", required=True, type=click.Path(), help="Folder of clips that ID made.")
+@click.option("--reference", required=True, type=click.Path(), help="Folder of the base's clips, of the same names.")
+@_full_info
+@_prompt_set
+@_setting
+@json_option
+def score_measure(
+    delta: str,
+    clips: str,
+    reference: str,
+    full_info: str | None,
+    prompt_set: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure the pixels of clips here: PSNR and SSIM against the base's clips, temporal flicker, frame-to-frame and
+    first-frame similarity of the clips themselves.
+
+    None of these is a VBench score, and none says whether a clip is good. The base's own values are recorded with the
+    base. Prompts and settings are taken from what the clips say of themselves; --setting adds to that.
+    """
+    from hfq.registry.clips.clip_document import Variant
+    from hfq.registry.score_sources import measure_clips
+
+    registry = open_registry()
+    variant = registry.variant(delta)
+    if variant.kind == "base":
+        raise UsageError("clips are measured against their base's", expected="a delta", found=variant)
+    base = Variant("base", registry.get(variant.id).base.id)
+    found = measure_clips(
+        clips, reference, variant, base, full_info=full_info, prompt_set=prompt_set,
+        progress=lambda stem: note(f"measuring {printable(stem)}"),
+    )  # fmt: skip
+    if not found.claimed:
+        note("the clips do not say what made them: prompts and settings are as given here")
+    for stems, folder in ((found.only_clips, clips), (found.only_reference, reference)):
+        if stems:
+            note(f"only in {printable(folder, 1000)}, no pair: {', '.join(map(printable, stems))}")
+    given = parse_settings(settings)
+    sides = [
+        _import(registry, who, files, {**own, **given})
+        for who, files, own in (
+            (variant, found.variant, found.variant_settings),
+            (base, found.base, found.base_settings),
+        )
+    ]
+    document = {"variant": sides[0][0], "base": sides[1][0]}
+    emit(document, "\n".join(text for _, text in sides), as_json)
+
+
+@score_command.command("add")
+@click.argument("delta", metavar="ID")
+@click.option("--latency", type=float, metavar="S", help="Seconds per clip.")
+@click.option("--peak-memory", type=float, metavar="BYTES", help="Peak memory of the device, bytes.")
+@click.option("--throughput", type=float, metavar="N", help="Clips per hour.")
+@click.option("--device", required=True, help="What it ran on, such as H200.")
+@click.option(
+    "--kernels", required=True, type=click.Choice(["real", "simulated"]),
+    help="Whether the format's own kernels ran; simulated ones say nothing about speed, and no cost is based on them.",
+)  # fmt: skip
+@_setting
+@_of_base
+@json_option
+def score_add(
+    delta: str,
+    latency: float | None,
+    peak_memory: float | None,
+    throughput: float | None,
+    device: str,
+    kernels: Any,
+    settings: tuple[str, ...],
+    of_base: bool,
+    as_json: bool,
+) -> None:
+    """Record what running a variant took. Costs are compared on one device, with the same settings alone.
+
+    \b
+    hfq score add wan22@candidate --latency 41.2 --device H200 --kernels real --setting frames=81 --setting steps=40
+    """
+    from hfq.registry.scores.values import Measurement, Quantity
+
+    values: tuple[tuple[Quantity, float | None], ...] = (
+        ("latency", latency), ("peak-memory", peak_memory), ("throughput", throughput),
+    )  # fmt: skip
+    given = parse_settings(settings)
+    taken = [Measurement(name, value, device, kernels, given) for name, value in values if value is not None]
+    if not taken:
+        raise UsageError("nothing to record", expected="--latency, --peak-memory or --throughput")
+    registry = open_registry()
+    variant = registry.variant(delta, of_base=of_base)
+    rows = [
+        {"quantity": one.quantity, "value": one.value, "unit": one.unit, "new": registry.add_measurement(variant, one)}
+        for one in taken
+    ]
+    lines = [
+        f"  {row['quantity']}  {row['value']:g} {row['unit']} on {printable(device)}, {kernels} kernels"
+        + ("" if row["new"] else "  (already recorded)")
+        for row in rows
+    ]
+    document = {
+        "variant": {"kind": variant.kind, "id": variant.id}, "device": device, "kernels": kernels,
+        "settings": given, "measurements": rows,
+    }  # fmt: skip
+    emit(document, "\n".join([str(variant), *lines]), as_json)
+
+
+@score_command.command("review")
+@click.argument("delta", metavar="ID")
+@click.argument("file", type=click.Path())
+@_of_base
+@json_option
+def score_review(delta: str, file: str, of_base: bool, as_json: bool) -> None:
+    """Record what people decided about clips: JSON lines {"video": NAME, "accepted": true, "category": NAME}.
+
+    A clip that several people saw is accepted when all of them accepted it. The same file twice counts once.
+    """
+    from hfq.registry.score_sources import read_outcomes
+
+    registry = open_registry()
+    variant = registry.variant(delta, of_base=of_base)
+    outcomes, sha256 = read_outcomes(file)
+    is_new = registry.add_reviews(variant, outcomes, sha256)
+    accepted = sum(outcome.accepted for outcome in outcomes)
+    document = {
+        "variant": {"kind": variant.kind, "id": variant.id}, "outcomes": len(outcomes), "accepted": accepted,
+        "source_sha256": sha256, "new": is_new,
+    }  # fmt: skip
+    status = "" if is_new else "; already recorded, nothing changed"
+    emit(document, f"{variant}: {accepted} of {len(outcomes)} outcomes accept{status}", as_json)

@@ -1,0 +1,87 @@
+"""Everything that a clip's file tells by itself, read once and without a registry."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from hfq.schema.errors import HfqError, MalformedFileError, MissingDependencyError
+
+from .clip_document import ClipDocument
+from .manifest import ManifestReport, read_manifest
+from .signature import Signature, SignatureMaker
+from .stream import Clip, StreamFacts, open_clip
+from .tag import read_tag
+
+__all__ = ["Evidence", "gather_evidence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was found in a clip.
+
+    Attributes:
+        file_sha256: of the file's bytes, 64 hex digits.
+        size_bytes: of the file.
+        container: "mp4", "mov" or "matroska".
+        stream: digest, count and size of the decoded frames.
+        signature: perceptual signature of the frames.
+        tag: the document in the comment tag; None without one of this package.
+        tag_error: why a comment that calls itself such a document is none.
+        manifest: the signed manifests; None without any, or when they were not looked at.
+        manifest_error: why manifests that are there were not looked at.
+    """
+
+    file_sha256: str
+    size_bytes: int
+    container: str
+    stream: StreamFacts
+    signature: Signature
+    tag: ClipDocument | None = None
+    tag_error: HfqError | None = None
+    manifest: ManifestReport | None = None
+    manifest_error: HfqError | None = None
+
+
+def gather_evidence(path: str | os.PathLike[str], anchors_pem: str = "") -> Evidence:
+    """Read a clip: its bytes, its frames once, its tag, its manifests under the given authorities (PEM).
+
+    A broken tag or manifest is evidence and raises nothing; a file that is no decodable clip does.
+
+    Raises:
+        what `open_clip` and `Clip.frames` raise, and KeyFileError for anchors that are refused.
+    """
+    with open_clip(path) as clip:
+        tag, tag_error = _tag_of(clip)
+        manifest, manifest_error = _manifest_of(clip, anchors_pem)
+        pictures = SignatureMaker()
+        stream = clip.stream_facts(pictures)
+        return Evidence(
+            file_sha256=clip.file_sha256(),
+            size_bytes=clip.size_bytes,
+            container=clip.container,
+            stream=stream,
+            signature=pictures.signature(),
+            tag=tag,
+            tag_error=tag_error,
+            manifest=manifest,
+            manifest_error=manifest_error,
+        )
+
+
+def _tag_of(clip: Clip) -> tuple[ClipDocument | None, HfqError | None]:
+    text = clip.tags().get("comment")  # a file that cannot be demuxed fails here, and not as a broken tag
+    if text is None:
+        return None, None
+    try:
+        return read_tag(clip), None
+    except MalformedFileError as error:
+        return None, error
+
+
+def _manifest_of(clip: Clip, anchors_pem: str) -> tuple[ManifestReport | None, HfqError | None]:
+    try:
+        return read_manifest(clip, anchors_pem), None
+    except MissingDependencyError as error:
+        # Raised only where there is a manifest: an audit without the extra climbs the other rungs and says so.
+        return None, error

@@ -1,0 +1,310 @@
+"""The evidence ladder: from what a clip tells and what a registry knows to a verdict. Pure logic, no file, no network.
+
+    attested      a manifest signed under a trusted authority names a registered variant      proof
+    exact-file    the file's SHA-256 is registered                                             proof
+    exact-stream  the digest of the decoded frames is registered                               proof
+    claimed       the comment tag names a variant: anyone can write that                       hint
+    similar       the pictures resemble registered clips                                       hint
+
+Proof of one registered variant, contradicted by nothing, is exit 0. Rungs that exclude each other, and an invalid
+manifest, are exit 3. All else is exit 5: hints with their candidates, never a name as fact.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from .clip_document import Variant
+from .evidence import Evidence
+from .manifest import ManifestReport, Trust
+from .signature import VARIANT_MARGIN, KnownSignature, Match, match_signature
+
+__all__ = ["RUNGS", "Audit", "Known", "KnownClip", "Rung", "State", "Verdict", "judge"]
+
+RUNGS: Final = ("attested", "exact-file", "exact-stream", "claimed", "similar")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClip:
+    """A registered clip that matches exactly.
+
+    Attributes:
+        clip: how the registry calls it, such as its file's SHA-256.
+        variant: which made it.
+        signed: a manifest was made, or found trusted, when it was registered.
+    """
+
+    clip: str
+    variant: Variant
+    signed: bool = False
+
+
+class Known(Protocol):
+    """What the ladder asks a registry."""
+
+    def by_file(self, sha256: str) -> Sequence[KnownClip]:
+        """Clips whose file has this SHA-256 (64 hex digits)."""
+
+    def by_stream(self, digest: str) -> Sequence[KnownClip]:
+        """Clips whose decoded stream has this digest (64 hex digits)."""
+
+    def has_variant(self, variant: Variant) -> bool:
+        """Whether this delta or base is registered."""
+
+    def signatures(self) -> Iterable[KnownSignature]:
+        """The signatures of all clips."""
+
+
+class State(enum.StrEnum):
+    """What one rung found."""
+
+    CONFIRMED = "confirmed"
+    """Proof of one registered variant."""
+    HINT = "hint"
+    """Names variants without proving any."""
+    AMBIGUOUS = "ambiguous"
+    """Proof that one of several variants made it."""
+    UNKNOWN = "unknown"
+    """Names a variant that is not registered here."""
+    ABSENT = "absent"
+    """Nothing found."""
+    INVALID = "invalid"
+    """Something is there, and broken."""
+    NOT_CHECKED = "not-checked"
+    """Something is there, and was not looked at."""
+
+
+class Verdict(enum.StrEnum):
+    """What the whole ladder comes to."""
+
+    CONFIRMED = "confirmed"
+    CONTRADICTED = "contradicted"
+    UNPROVEN = "unproven"
+
+    @property
+    def exit_code(self) -> int:
+        """0, 3 or 5."""
+        return {Verdict.CONFIRMED: 0, Verdict.CONTRADICTED: 3, Verdict.UNPROVEN: 5}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One rung.
+
+    Attributes:
+        name: of `RUNGS`.
+        state: what was found.
+        variants: those that it names; for `similar` the candidates.
+        detail: one sentence.
+    """
+
+    name: str
+    state: State
+    variants: tuple[Variant, ...]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The answer.
+
+    Attributes:
+        verdict: its `exit_code` is the command's.
+        variant: which made the clip, when that is proven; else None.
+        rungs: all five, in order.
+        match: what the pictures resemble, with distances and margins.
+        contradictions: one sentence each; not empty exactly when the verdict is CONTRADICTED.
+    """
+
+    verdict: Verdict
+    variant: Variant | None
+    rungs: tuple[Rung, ...]
+    match: Match
+    contradictions: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 confirmed, 3 contradicted, 5 unproven."""
+        return self.verdict.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "verdict": str(self.verdict),
+            "exit_code": self.exit_code,
+            "variant": None if self.variant is None else _variant_json(self.variant),
+            "rungs": [
+                {
+                    "rung": rung.name,
+                    "state": str(rung.state),
+                    "variants": [_variant_json(variant) for variant in rung.variants],
+                    "detail": rung.detail,
+                }
+                for rung in self.rungs
+            ],
+            "candidates": [
+                {
+                    "variant": _variant_json(candidate.variant),
+                    "clip": candidate.clip,
+                    "distance": candidate.distance,
+                    "margin": candidate.margin,
+                }
+                for candidate in self.match.candidates
+            ],
+            "nearest_distance": self.match.nearest,
+            "margin": self.match.margin,
+            "contradictions": list(self.contradictions),
+        }
+
+
+def judge(evidence: Evidence, known: Known) -> Audit:
+    """Climb the ladder."""
+    match = match_signature(evidence.signature, known.signatures())
+    by_file, by_stream = known.by_file(evidence.file_sha256), known.by_stream(evidence.stream.digest)
+    signed = any(clip.signed for clip in by_file)
+    rungs = (
+        _attested(evidence, known, was_signed=signed),
+        _exact("exact-file", by_file, "the file"),
+        _exact("exact-stream", by_stream, "the decoded stream"),
+        _claimed(evidence, known),
+        _similar(evidence, match),
+    )
+    contradictions = (*_broken(rungs), *_exclusions(rungs), *_against_pictures(rungs, match))
+    proven = _proven(rungs)
+    if contradictions:
+        return Audit(Verdict.CONTRADICTED, None, rungs, match, contradictions)
+    return Audit(Verdict.UNPROVEN if proven is None else Verdict.CONFIRMED, proven, rungs, match, ())
+
+
+def _attested(evidence: Evidence, known: Known, *, was_signed: bool) -> Rung:
+    report = evidence.manifest
+    if evidence.manifest_error is not None:
+        return Rung("attested", State.NOT_CHECKED, (), str(evidence.manifest_error))
+    if report is None:
+        return Rung("attested", State.ABSENT, (), "no signed manifest")
+    variants = tuple(dict.fromkeys(claim.document.variant for claim in report.claims))
+    if report.trust is Trust.INVALID:
+        return Rung("attested", State.INVALID, variants, f"an invalid manifest: {', '.join(report.failures)}")
+    if not variants:
+        return Rung("attested", State.ABSENT, (), "a signed manifest that names no variant")
+    doubt = _doubt(report, was_signed=was_signed)
+    if doubt is not None:
+        return Rung("attested", State.HINT, variants, doubt)
+    if not known.has_variant(variants[0]):
+        return Rung("attested", State.UNKNOWN, variants, f"signed by {_signer(report)}; the variant is not registered")
+    return Rung("attested", State.CONFIRMED, variants, f"signed by {_signer(report)} under a trusted authority")
+
+
+def _doubt(report: ManifestReport, *, was_signed: bool) -> str | None:
+    """Why a sound manifest proves nothing, or None."""
+    if report.trust is Trust.UNTRUSTED:
+        return f"signed by {_signer(report)}, whom no trusted authority stands behind"
+    if report.trust is Trust.EXPIRED:
+        return "the signing certificate has expired" + (
+            "; it was valid when the clip was registered" if was_signed else " and no registration vouches for it"
+        )
+    if report.is_layered:
+        # The newest signature covers these bytes and the older one does not: what was edited in between is not known.
+        return f"{report.manifests} manifests in layers; the newest covers the file, the older ones do not"
+    if len({claim.document.variant for claim in report.claims}) > 1 or not report.claims[0].is_created:
+        return "the manifest does not say that one variant created the clip"
+    return None
+
+
+def _signer(report: ManifestReport) -> str:
+    return repr(report.claims[0].signer)
+
+
+def _exact(name: str, clips: Sequence[KnownClip], what: str) -> Rung:
+    variants = tuple(dict.fromkeys(clip.variant for clip in clips))
+    if not variants:
+        return Rung(name, State.ABSENT, (), f"{what} is not registered")
+    if len(variants) > 1:
+        return Rung(name, State.AMBIGUOUS, variants, f"{what} is registered under {len(variants)} variants")
+    return Rung(name, State.CONFIRMED, variants, f"{what} is registered")
+
+
+def _claimed(evidence: Evidence, known: Known) -> Rung:
+    if evidence.tag_error is not None:
+        return Rung("claimed", State.INVALID, (), f"a broken comment tag: {evidence.tag_error.what}")
+    if evidence.tag is None:
+        return Rung("claimed", State.ABSENT, (), "no comment tag of this program")
+    variant = evidence.tag.variant
+    if not known.has_variant(variant):
+        return Rung("claimed", State.UNKNOWN, (variant,), "the comment tag names a variant that is not registered")
+    return Rung("claimed", State.HINT, (variant,), "the comment tag names a variant; anyone can write one")
+
+
+def _similar(evidence: Evidence, match: Match) -> Rung:
+    variants = tuple(candidate.variant for candidate in match.candidates)
+    if evidence.signature.is_blank:
+        return Rung("similar", State.ABSENT, (), "the clip is blank: nothing to compare")
+    if match.nearest is None:
+        return Rung("similar", State.ABSENT, (), "no clip is registered")
+    if not variants:
+        return Rung("similar", State.ABSENT, (), f"no registered scene resembles it (nearest at {match.nearest:.3f})")
+    if match.margin is None:
+        return Rung("similar", State.HINT, variants, "a known scene, registered under one variant only: undecided")
+    against = "above" if match.is_decided else "not above"
+    return Rung(
+        "similar",
+        State.HINT,
+        variants,
+        f"a known scene of {len(variants)} variants; margin {match.margin:.1f}, {against} {VARIANT_MARGIN:g}"
+        + ("" if match.is_decided else ": undecided"),
+    )
+
+
+def _broken(rungs: tuple[Rung, ...]) -> tuple[str, ...]:
+    attested = rungs[0]
+    return (attested.detail,) if attested.state is State.INVALID else ()
+
+
+def _exclusions(rungs: tuple[Rung, ...]) -> tuple[str, ...]:
+    """Rungs below `similar` that cannot be right together, and manifests that name several variants."""
+    naming = [rung for rung in rungs[:4] if rung.variants]
+    found = []
+    attested = rungs[0]
+    if len(attested.variants) > 1:
+        found.append(f"the manifests name {_listed(attested.variants)}")
+    for index, rung in enumerate(naming):
+        found += [
+            f"{rung.name} names {_listed(rung.variants)}, {other.name} names {_listed(other.variants)}"
+            for other in naming[index + 1 :]
+            if not set(rung.variants) & set(other.variants)
+        ]
+    return tuple(found)
+
+
+def _against_pictures(rungs: tuple[Rung, ...], match: Match) -> tuple[str, ...]:
+    """A variant is named, its clip of this scene is registered, and another variant's clip is nearer by the margin.
+
+    A variant without a clip of the scene is never contradicted: the pictures then compare with the others alone.
+    """
+    margins = {candidate.variant: candidate.margin for candidate in match.candidates}
+    named = dict.fromkeys(variant for rung in rungs[:4] if len(rung.variants) == 1 for variant in rung.variants)
+    return tuple(
+        f"{variant} is named, and the pictures are {margins[variant]:.1f} times nearer to {match.candidates[0].variant}"
+        for variant in named
+        if margins.get(variant, 0.0) > VARIANT_MARGIN
+    )
+
+
+def _proven(rungs: tuple[Rung, ...]) -> Variant | None:
+    """The only variant that every proof allows."""
+    proofs = [set(rung.variants) for rung in rungs[:3] if rung.state in (State.CONFIRMED, State.AMBIGUOUS)]
+    if not proofs:
+        return None
+    left = set.intersection(*proofs)
+    return left.pop() if len(left) == 1 else None
+
+
+def _listed(variants: Iterable[Variant]) -> str:
+    return " and ".join(str(variant) for variant in variants)
+
+
+def _variant_json(variant: Variant) -> dict[str, str]:
+    return {"kind": variant.kind, "id": variant.id}

@@ -1,0 +1,120 @@
+"""Clips in the registry: recording one, and answering what the evidence ladder asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from hfq.registry.events import record_event, utc_now
+from hfq.registry.models import Base, Clip, ClipSignature, Delta
+
+from .clip_document import ClipDocument, Variant
+from .evidence import Evidence
+from .ladder import KnownClip
+from .signature import KnownSignature, Signature
+
+__all__ = ["RecordedClip", "RegisteredClips", "record_clip"]
+
+_BATCH: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedClip:
+    """What recording did. A file that was known under the same variant keeps its row."""
+
+    file_sha256: str
+    variant: Variant
+    is_new: bool
+
+
+def record_clip(
+    session: Session,
+    evidence: Evidence,
+    document: ClipDocument,
+    *,
+    name: str,
+    manifest: bytes | None = None,
+    signed: bool = False,
+) -> RecordedClip:
+    """Remember a clip; the caller holds the write lock.
+
+    Args:
+        evidence: gathered from the file.
+        document: which variant made it, and how; stored as it is, with the prompt only when it holds one.
+        name: of the file, for people.
+        manifest: the signed manifests' bytes, which outlive the file's own when somebody re-encodes it.
+        signed: whether a manifest was made, or found trusted, now.
+    """
+    variant = document.variant
+    known = session.scalar(
+        sa.select(Clip.key).where(Clip.file_sha256 == evidence.file_sha256, Clip.variant_id == variant.id)
+    )
+    if known is not None:
+        return RecordedClip(evidence.file_sha256, variant, is_new=False)
+    row = Clip(
+        file_sha256=evidence.file_sha256,
+        stream_sha256=evidence.stream.digest,
+        variant_kind=variant.kind,
+        variant_id=variant.id,
+        scene=document.scene,
+        name=name[:1000],
+        container=evidence.container,
+        size_bytes=evidence.size_bytes,
+        frames=evidence.stream.frames,
+        width=evidence.stream.width,
+        height=evidence.stream.height,
+        document=document.to_bytes().decode(),
+        manifest=manifest,
+        signed=signed,
+        recorded_at=utc_now(),
+    )
+    session.add(row)
+    session.flush()
+    session.add(ClipSignature(clip_key=row.key, data=evidence.signature.data))
+    record_event(session, "clip", document.delta, file=evidence.file_sha256, variant=str(variant))
+    return RecordedClip(evidence.file_sha256, variant, is_new=True)
+
+
+class RegisteredClips:
+    """What the ladder asks, answered by the registry; see `ladder.Known`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def by_file(self, sha256: str) -> tuple[KnownClip, ...]:
+        """Clips whose file has this SHA-256."""
+        return self._clips(Clip.file_sha256 == sha256)
+
+    def by_stream(self, digest: str) -> tuple[KnownClip, ...]:
+        """Clips whose decoded stream has this digest."""
+        return self._clips(Clip.stream_sha256 == digest)
+
+    def has_variant(self, variant: Variant) -> bool:
+        """Whether this delta is registered, or this base, by a delta on it or by a clip of its own."""
+        if variant.kind == "delta":
+            return self._exists(sa.select(Delta.key).where(Delta.id == variant.id))
+        own = sa.select(Clip.key).where(Clip.variant_kind == "base", Clip.variant_id == variant.id)
+        return self._exists(sa.select(Base.key).where(Base.id == variant.id)) or self._exists(own)
+
+    def signatures(self) -> Iterator[KnownSignature]:
+        """The signatures of all clips, in the order in which they were recorded."""
+        query = (
+            sa.select(Clip.file_sha256, Clip.variant_kind, Clip.variant_id, Clip.scene, ClipSignature.data)
+            .join(ClipSignature, ClipSignature.clip_key == Clip.key)
+            .order_by(Clip.key)
+            .execution_options(yield_per=_BATCH)
+        )
+        for sha256, kind, variant_id, scene, data in self._session.execute(query):
+            yield KnownSignature(sha256, Variant(kind, variant_id), scene, Signature(data))
+
+    def _clips(self, condition: sa.ColumnElement[bool]) -> tuple[KnownClip, ...]:
+        query = sa.select(Clip.file_sha256, Clip.variant_kind, Clip.variant_id, Clip.signed)
+        rows = self._session.execute(query.where(condition).order_by(Clip.key))
+        return tuple(KnownClip(sha256, Variant(kind, variant_id), signed) for sha256, kind, variant_id, signed in rows)
+
+    def _exists(self, query: sa.Select[Any]) -> bool:
+        return self._session.execute(query.limit(1)).first() is not None

@@ -1,0 +1,25 @@
+"""Deltas on the Hugging Face Hub: pushed as one commit, pulled with every digest checked; bases tied by file hashes."""
+
+from __future__ import annotations
+
+from .card import CardFacts, Score, card_facts, official_bases, render_card
+from .card_check import check_card
+from .pull import Pulled, pull
+from .push import Pushed, PushedFile, push
+from .revision import HubRevision, tie_base
+
+__all__ = [
+    "CardFacts",
+    "HubRevision",
+    "Pulled",
+    "Pushed",
+    "PushedFile",
+    "Score",
+    "card_facts",
+    "check_card",
+    "official_bases",
+    "pull",
+    "push",
+    "render_card",
+    "tie_base",
+]

@@ -1,0 +1,299 @@
+"""Answers from recorded scores: the comparison of two variants, a gate, a route.
+
+What counts and what it means is decided in `scores/`; here the rows are brought together for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from hfq.schema.canonical import content_id
+from hfq.schema.documents import read_document
+from hfq.schema.errors import AmbiguousIdError, HfqError, NotComparableError, UnknownIdError
+
+from .clips.clip_document import Variant
+from .folder import DOCUMENT, claims_id
+from .lookup import MIN_PREFIX_DIGITS, resolve
+from .models import Base, Delta
+from .score_store import StoredScore, read_measurements, read_reviews, read_scores, scored_deltas
+from .scores.gate import Evidence, GateResult, evaluate
+from .scores.overlap import Overlap, find_overlap
+from .scores.paired import Comparison, Pairs, compare, pair_scores
+from .scores.policy import Policy, Workload
+from .scores.routing import Candidate, Route, route
+from .scores.settings import SettingDifference, compare_settings
+from .scores.values import Measurement, ReviewCounts, count_reviews
+from .text import display_id
+
+__all__ = [
+    "BitsOf",
+    "Compared",
+    "Demand",
+    "Gated",
+    "Routed",
+    "Seen",
+    "compare_variants",
+    "find_base",
+    "gate_delta",
+    "overlap_of",
+    "route_base",
+    "seen_prompts",
+]
+
+
+BitsOf = Callable[[Path], float | None]
+"""Bits per weight of the delta in a folder, None where they cannot be told; whoever can read deltas brings it along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a job asks for beside its workload.
+
+    `budget`: at most this many seconds of device per accepted clip. `content_class`: the job's category. `bits_of` is
+    asked about the deltas that pass and ranks those whose cost is not measured.
+    """
+
+    budget: float | None = None
+    content_class: str | None = None
+    bits_of: BitsOf | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Hashes of the prompts that a variant was made with. `selection` is None where nobody can say any more."""
+
+    calibration: tuple[str, ...] = ()
+    selection: tuple[str, ...] | None = ()
+
+    @property
+    def all(self) -> frozenset[str]:
+        return frozenset(self.calibration).union(self.selection or ())
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Metrics that both variants have, with the differences of their settings; `left_out` says why others are not."""
+
+    comparisons: tuple[Comparison, ...]
+    settings: tuple[SettingDifference, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """A gate's result and, per suite and metric, which of the scored prompts were seen before."""
+
+    delta_id: str
+    base_id: str
+    result: GateResult
+    overlap: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A route, and the deltas on the base that have no score a gate of the workload could use."""
+
+    base_id: str
+    workload: Workload
+    route: Route
+    gates: dict[str, Gated]
+    unscored: tuple[str, ...]
+
+
+def find_base(session: Session, text: str | None) -> str:
+    """The id of a registered base from `base:` and a prefix or a bare prefix; without text, of the only one.
+
+    Raises:
+        UnknownIdError, AmbiguousIdError
+    """
+    if text is None:
+        found = session.scalars(sa.select(Base.id).order_by(Base.id).limit(6)).all()
+        if len(found) > 1:
+            raise AmbiguousIdError(
+                "several bases are registered",
+                found=", ".join(display_id(one, "base") for one in found),
+                todo="say which with --base",
+            )
+        if not found:
+            raise UnknownIdError("no base is registered", todo="`hfq register DELTA` registers its base as well")
+        return found[0]
+    digits = text.lower().removeprefix("base:")
+    if len(digits) < MIN_PREFIX_DIGITS or not set(digits) <= set("0123456789abcdef"):
+        raise UnknownIdError("no base has this id", found=repr(text), expected="base: and at least 4 hex digits")
+    found = session.scalars(sa.select(Base.id).where(Base.id.startswith(digits)).order_by(Base.id).limit(6)).all()
+    if not found:
+        raise UnknownIdError("no base has this id", found=repr(text), todo="`hfq list` shows what is registered")
+    if len(found) > 1:
+        raise AmbiguousIdError(
+            "several bases begin like this",
+            expected="more digits",
+            found=", ".join(display_id(one, "base") for one in found),
+        )
+    return found[0]
+
+
+def seen_prompts(session: Session, variant: Variant) -> Seen:
+    """Prompts of a delta's calibration, from the registry, and of its selection, from its folder."""
+    if variant.kind == "base":
+        return Seen()
+    row = _delta(session, variant.id)
+    calibration = row.calibration
+    prompts = () if calibration is None else tuple(prompt.sha256 for prompt in calibration.prompts)
+    return Seen(prompts, _selection_prompts(row))
+
+
+def _selection_prompts(row: Delta) -> tuple[str, ...] | None:
+    for place in row.locations:
+        try:
+            document = read_document(f"{place.folder}/{DOCUMENT}", "ptq-state")
+        except HfqError:
+            continue
+        if document["id"] == row.id == content_id(document):
+            analysis = (document["selection"] or {}).get("analysis")
+            return () if analysis is None else tuple(analysis["prompts"])
+    return None
+
+
+def overlap_of(stored: StoredScore | Pairs, seen: Seen) -> str:
+    """What is known of the prompts of a score, as one line."""
+    videos = stored.pairs if isinstance(stored, Pairs) else stored.scores.videos
+    found: Overlap = find_overlap((video.prompt_sha256 for video in videos), seen.calibration, seen.selection or ())
+    return str(found) if seen.selection is not None else f"{found}; selection prompts not known"
+
+
+def compare_variants(session: Session, first: Variant, second: Variant) -> Compared:
+    """Every metric of one suite and prompt set that both have.
+
+    Raises:
+        NotComparableError: there is none.
+    """
+    theirs = read_scores(session, second.id)
+    comparisons: list[Comparison] = []
+    settings: dict[str, SettingDifference] = {}
+    left_out: list[str] = []
+    for ours in read_scores(session, first.id):
+        name = f"{ours.scores.metric_suite} {ours.scores.metric}"
+        other = _counterpart(ours, theirs)
+        if other is None:
+            left_out.append(f"{name}: {second} has none")
+            continue
+        try:
+            pairs = pair_scores(ours.scores, other.scores)
+        except NotComparableError as error:
+            left_out.append(f"{name}: {error.what}")
+            continue
+        comparisons.append(compare(pairs))
+        settings |= {str(found): found for found in compare_settings(ours.settings, other.settings)}
+    if not comparisons:
+        raise NotComparableError(
+            "nothing to compare",
+            where=f"{first} and {second}",
+            found="; ".join(left_out) or f"{first} has no score",
+            todo="`hfq score import` or `hfq score measure` both, on the same prompts",
+        )
+    order = ("decisive", "unknown", "minor")
+    ranked = sorted(settings.values(), key=lambda found: (order.index(found.kind), found.name))
+    return Compared(tuple(comparisons), tuple(ranked), tuple(left_out))
+
+
+def _counterpart(ours: StoredScore, theirs: Iterable[StoredScore]) -> StoredScore | None:
+    """The same metric of the same suite on the same prompt set, else on one that nobody named."""
+    mine = ours.scores
+    same = [one for one in theirs if (one.scores.metric_suite, one.scores.metric) == (mine.metric_suite, mine.metric)]
+    exact = [one for one in same if one.scores.prompt_set == mine.prompt_set]
+    open_sets = [one for one in same if None in (one.scores.prompt_set, mine.prompt_set)]
+    return next(iter([*exact, *open_sets]), None)
+
+
+def gate_delta(
+    session: Session, policy: Policy, workload: str, delta_id: str, *, content_class: str | None = None
+) -> Gated:
+    """Whether a delta passes a workload against its base.
+
+    Raises:
+        UnknownWorkloadError
+    """
+    return _judge(session, policy, workload, delta_id, content_class)[0]
+
+
+def _judge(
+    session: Session, policy: Policy, workload: str, delta_id: str, content_class: str | None
+) -> tuple[Gated, ReviewCounts | None]:
+    metrics = _metrics(policy.workload(workload))
+    base_id = _delta(session, delta_id).base.id
+    variant = Variant("delta", delta_id)
+    theirs = read_scores(session, base_id, metrics)
+    seen = seen_prompts(session, variant)
+    pairs: list[Pairs] = []
+    settings: dict[str, SettingDifference] = {}
+    notes: list[str] = []
+    overlap: dict[str, str] = {}
+    stems: dict[str, None] = {}
+    for ours in read_scores(session, delta_id, metrics):
+        name = f"{ours.scores.metric_suite} {ours.scores.metric}"
+        stems |= dict.fromkeys(video.stem for video in ours.scores.videos)
+        overlap[name] = overlap_of(ours, seen)
+        other = _counterpart(ours, theirs)
+        if other is None:
+            notes.append(f"{name}: the base has none")
+            continue
+        try:
+            pairs.append(pair_scores(ours.scores, other.scores))
+        except NotComparableError as error:
+            notes.append(f"{name}: {error.what}")
+            continue
+        settings |= {str(found): found for found in compare_settings(ours.settings, other.settings)}
+    outcomes = read_reviews(session, delta_id)
+    review = count_reviews(outcomes, stems) if outcomes else None
+    evidence = Evidence(pairs, tuple(settings.values()), seen.all, review)
+    result = evaluate(policy, workload, evidence, content_class=content_class)
+    if seen.selection is None and policy.workload(workload).held_out:
+        notes.append("selection prompts not known: overlap with them cannot be ruled out")
+    return Gated(delta_id, base_id, replace(result, notes=(*result.notes, *notes)), overlap), review
+
+
+def route_base(session: Session, policy: Policy, workload: str, base_id: str, demand: Demand) -> Routed:
+    """The cheapest delta on a base that passes a workload, or the base.
+
+    Raises:
+        UnknownWorkloadError
+        UnknownIdError: the policy escalates to an alias that is not set.
+    """
+    rules = policy.workload(workload)
+    on_base = session.scalars(sa.select(Delta.id).join(Base).where(Base.id == base_id).order_by(Delta.id)).all()
+    scored = set(scored_deltas(session, _metrics(rules)))
+    gates: dict[str, Gated] = {}
+    candidates: list[Candidate] = []
+    for delta_id in (one for one in on_base if one in scored):
+        gated, review = _judge(session, policy, workload, delta_id, demand.content_class)
+        gates[display_id(delta_id)] = gated
+        measured = read_measurements(session, delta_id)
+        bits = _bits(session, delta_id, demand.bits_of) if gated.result.passed else None
+        candidates.append(Candidate(display_id(delta_id), gated.result, measured, review, bits))
+    chosen = route(rules, candidates, _escalated(session, rules, base_id), budget=demand.budget)
+    unscored = tuple(one for one in on_base if one not in scored)
+    return Routed(base_id, rules, chosen, gates, unscored)
+
+
+def _bits(session: Session, delta_id: str, bits_of: BitsOf | None) -> float | None:
+    folders = (Path(place.folder) for place in _delta(session, delta_id).locations)
+    folder = next((one for one in folders if claims_id(one, delta_id)), None)
+    return None if bits_of is None or folder is None else bits_of(folder)
+
+
+def _escalated(session: Session, rules: Workload, base_id: str) -> Sequence[Measurement]:
+    target = base_id if rules.escalate_to == "base" else resolve(session, rules.escalate_to)
+    return read_measurements(session, target)
+
+
+def _metrics(rules: Workload) -> tuple[tuple[str, str], ...]:
+    return tuple((suite, gate.metric) for gate in rules.gates for suite in gate.suites)
+
+
+def _delta(session: Session, delta_id: str) -> Delta:
+    return session.scalars(sa.select(Delta).where(Delta.id == delta_id)).one()

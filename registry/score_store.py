@@ -1,0 +1,285 @@
+"""Scores, measurements and reviews in the registry: written once, read back as the plain values of `scores/`.
+
+What an import says is never overwritten. The last import of a metric on a prompt set is the one that counts; the ones
+before it stay as rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from hfq.schema.canonical import CanonicalizationError, canonical_json, sha256_hex
+from hfq.schema.errors import UsageError
+
+from .clips.clip_document import Variant
+from .events import record_event, utc_now
+from .score_models import Measured, Review, Score, ScoreVideo
+from .scores.values import (
+    Direction,
+    Kernels,
+    Measurement,
+    MetricScores,
+    Quantity,
+    ReviewOutcome,
+    SettingValue,
+    VideoScore,
+)
+
+__all__ = [
+    "StoredScore",
+    "read_measurements",
+    "read_reviews",
+    "read_scores",
+    "scored_deltas",
+    "store_measurement",
+    "store_reviews",
+    "store_scores",
+]
+
+Settings = Mapping[str, SettingValue]
+
+_ROWS = 5000
+"""Rows per INSERT: a VBench run has tens of thousands."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScore:
+    """A score as it was imported. `settings`: how the clips were generated, as far as it was recorded."""
+
+    scores: MetricScores
+    settings: Settings
+    source_sha256: str
+    imported_at: str
+
+
+def store_scores(
+    session: Session, variant: Variant, scores: Sequence[MetricScores], settings: Settings, source_sha256: str
+) -> int:
+    """Write the metrics of one import and return how many were new; the caller holds the write lock.
+
+    Args:
+        settings: of the generation: guidance, steps, shift, frames and the like.
+        source_sha256: hex SHA-256 of what was read.
+
+    Raises:
+        UsageError: a setting or a name that JSON does not have.
+    """
+    new = 0
+    for metric in scores:
+        digest = _content_id(variant, metric, settings, source_sha256)
+        if session.scalar(sa.select(Score.key).where(Score.id == digest)) is not None:
+            continue
+        row = Score(
+            id=digest,
+            variant_kind=variant.kind,
+            variant_id=variant.id,
+            prompt_set=metric.prompt_set,
+            metric_suite=metric.metric_suite,
+            metric=metric.metric,
+            direction=metric.direction,
+            scale=metric.scale,
+            stated=metric.stated,
+            mean=metric.recomputed,
+            videos=len(metric.videos),
+            source_sha256=source_sha256,
+            settings=_settings_text(settings),
+            imported_at=utc_now(),
+        )
+        session.add(row)
+        session.flush()
+        videos = _video_rows(row.key, metric)
+        for start in range(0, len(videos), _ROWS):
+            session.execute(sa.insert(ScoreVideo), videos[start : start + _ROWS])
+        new += 1
+    if new:
+        suites = ", ".join(sorted({metric.metric_suite for metric in scores}))
+        _record(session, "scored", variant, suite=suites, metrics=str(new))
+    return new
+
+
+def _content_id(variant: Variant, metric: MetricScores, settings: Settings, source_sha256: str) -> str:
+    return sha256_hex(
+        _canonical(
+            {
+                "variant": [variant.kind, variant.id],
+                "measure": [metric.prompt_set, metric.metric_suite, metric.metric, metric.direction, metric.scale],
+                "stated": metric.stated,
+                "videos": [
+                    [video.stem, video.sample, video.prompt_sha256, video.category, video.value]
+                    for video in metric.videos
+                ],
+                "unscored": list(metric.unscored),
+                "settings": dict(settings),
+                "source": source_sha256,
+            }
+        )
+    )
+
+
+def _video_rows(key: int, metric: MetricScores) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "stem": video.stem,
+            "sample": video.sample,
+            "prompt_sha256": video.prompt_sha256,
+            "category": video.category,
+            "value": video.value,
+        }
+        for video in metric.videos
+    ]
+    blank = {"sample": None, "prompt_sha256": None, "category": None, "value": None}
+    rows += [{"stem": stem, **blank} for stem in metric.unscored]
+    return [{"score_key": key, "position": position, **row} for position, row in enumerate(rows)]
+
+
+def read_scores(
+    session: Session, variant_id: str, metrics: Iterable[tuple[str, str]] | None = None
+) -> tuple[StoredScore, ...]:
+    """The scores that count of a delta or base, with every video, by suite and metric.
+
+    Args:
+        metrics: only these (suite, metric).
+    """
+    wanted = None if metrics is None else set(metrics)
+    keys = sa.select(Score.metric_suite, Score.metric, Score.prompt_set, Score.key).where(
+        Score.variant_id == variant_id
+    )
+    last = {
+        (suite, metric, prompt_set): key
+        for suite, metric, prompt_set, key in session.execute(keys.order_by(Score.key))
+        if wanted is None or (suite, metric) in wanted
+    }
+    rows = session.scalars(
+        sa.select(Score)
+        .where(Score.key.in_(last.values()))
+        .order_by(Score.metric_suite, Score.metric, Score.prompt_set)
+    )
+    return tuple(_stored(session, row) for row in rows)
+
+
+def _stored(session: Session, row: Score) -> StoredScore:
+    columns = (ScoreVideo.stem, ScoreVideo.prompt_sha256, ScoreVideo.category, ScoreVideo.sample, ScoreVideo.value)
+    query = sa.select(*columns).where(ScoreVideo.score_key == row.key).order_by(ScoreVideo.position)
+    found = session.execute(query).all()
+    scores = MetricScores(
+        prompt_set=row.prompt_set,
+        metric_suite=row.metric_suite,
+        metric=row.metric,
+        direction=cast(Direction, row.direction),
+        scale=row.scale,
+        stated=row.stated,
+        videos=tuple(
+            VideoScore(stem, prompt_sha256, category, sample, value)
+            for stem, prompt_sha256, category, sample, value in found
+            if value is not None
+        ),
+        unscored=tuple(line.stem for line in found if line.value is None),
+    )
+    return StoredScore(scores, json.loads(row.settings), row.source_sha256, row.imported_at)
+
+
+def scored_deltas(session: Session, metrics: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Ids of the deltas that have a score of any of these (suite, metric), from one index."""
+    found: set[str] = set()
+    for suite, metric in sorted(set(metrics)):
+        query = sa.select(Score.variant_id).where(
+            Score.metric == metric, Score.metric_suite == suite, Score.variant_kind == "delta"
+        )
+        found.update(session.scalars(query.distinct()))
+    return tuple(sorted(found))
+
+
+def store_measurement(session: Session, variant: Variant, measurement: Measurement) -> bool:
+    """Write a measurement; False where it repeats the last one of its quantity, device, kernels and settings."""
+    settings = _settings_text(measurement.settings)
+    last = session.scalar(
+        sa.select(Measured.value)
+        .where(
+            Measured.variant_id == variant.id,
+            Measured.quantity == measurement.quantity,
+            Measured.device == measurement.device,
+            Measured.kernels == measurement.kernels,
+            Measured.settings == settings,
+        )
+        .order_by(Measured.key.desc())
+        .limit(1)
+    )
+    if last == measurement.value:
+        return False
+    session.add(
+        Measured(
+            variant_kind=variant.kind,
+            variant_id=variant.id,
+            quantity=measurement.quantity,
+            value=measurement.value,
+            device=measurement.device,
+            kernels=measurement.kernels,
+            settings=settings,
+            recorded_at=utc_now(),
+        )
+    )
+    _record(session, "measured", variant, quantity=measurement.quantity, value=f"{measurement.value:g}")
+    return True
+
+
+def read_measurements(session: Session, variant_id: str) -> tuple[Measurement, ...]:
+    """Measurements of a delta or base, oldest first."""
+    rows = session.scalars(sa.select(Measured).where(Measured.variant_id == variant_id).order_by(Measured.key))
+    return tuple(
+        Measurement(
+            cast(Quantity, row.quantity), row.value, row.device, cast(Kernels, row.kernels), json.loads(row.settings)
+        )
+        for row in rows
+    )
+
+
+def store_reviews(session: Session, variant: Variant, outcomes: Sequence[ReviewOutcome], source_sha256: str) -> bool:
+    """Write the outcomes of one file; False where this file is known of this variant."""
+    known = sa.select(Review.key).where(Review.variant_id == variant.id, Review.source_sha256 == source_sha256)
+    if session.execute(known.limit(1)).first() is not None:
+        return False
+    now = utc_now()
+    for position, outcome in enumerate(outcomes):
+        session.add(
+            Review(
+                variant_kind=variant.kind,
+                variant_id=variant.id,
+                source_sha256=source_sha256,
+                position=position,
+                stem=outcome.stem,
+                accepted=outcome.accepted,
+                category=outcome.category,
+                recorded_at=now,
+            )
+        )
+    accepted = sum(outcome.accepted for outcome in outcomes)
+    _record(session, "reviewed", variant, outcomes=str(len(outcomes)), accepted=str(accepted))
+    return True
+
+
+def read_reviews(session: Session, variant_id: str) -> tuple[ReviewOutcome, ...]:
+    """Outcomes of a delta or base, in the order in which they came."""
+    rows = session.scalars(sa.select(Review).where(Review.variant_id == variant_id).order_by(Review.key))
+    return tuple(ReviewOutcome(row.stem, row.accepted, row.category) for row in rows)
+
+
+def _settings_text(settings: Settings) -> str:
+    return _canonical(dict(settings)).decode()
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return canonical_json(value)
+    except (CanonicalizationError, ValueError) as error:  # NaN, an integer beyond 2**53, a file name without UTF-8
+        raise UsageError("a value that JSON does not have", found=error) from None
+
+
+def _record(session: Session, kind: str, variant: Variant, **detail: str) -> None:
+    delta = variant.id if variant.kind == "delta" else None
+    record_event(session, kind, delta, **({} if delta else {"base": variant.id}), **detail)

@@ -1,0 +1,121 @@
+"""Which prompt a video was made from: VBench's `_full_info.json` and the input file of OpenS2V-Eval.
+
+A VBench file is a list of `{prompt_en, dimension, video_list}`, in VBench-I2V with `image_type` and `image_name` or
+`custom_image_path`; an OpenS2V file maps an id to `{prompt, img_paths, class_label}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hfq.schema.errors import ScoreFileError
+
+from .values import VideoScore, match_key, prompt_hash, split_sample, video_stem
+
+__all__ = ["OPENS2V_CLASSES", "FullInfo", "PromptInfo", "infer_prompt_set", "make_video", "parse_full_info"]
+
+OPENS2V_CLASSES: Final = (
+    "singleobj", "singlehuman", "singleface", "multiobject", "humanobj", "faceobj", "multiface", "multihuman",
+)  # fmt: skip
+"""The eight kinds of subject of OpenS2V-Eval; an id begins with one."""
+
+_OPENS2V_ID: Final = re.compile(rf"({'|'.join(OPENS2V_CLASSES)})[_-]?\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInfo:
+    """A prompt by its hash, and its category where one is written."""
+
+    sha256: str
+    category: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FullInfo:
+    """Prompts by video and by their own text, both as match keys. `image_to_video`: the entries name images."""
+
+    videos: Mapping[str, PromptInfo] = field(default_factory=dict)
+    prompts: Mapping[str, PromptInfo] = field(default_factory=dict)
+    image_to_video: bool = False
+
+    def find(self, stem: str) -> PromptInfo | None:
+        """By the listed video, else by the prompt in the file name."""
+        listed = self.videos.get(match_key(stem))
+        return listed or self.prompts.get(match_key(split_sample(stem)[0])) or self.prompts.get(match_key(stem))
+
+
+def parse_full_info(document: Any, where: str) -> FullInfo:
+    """Prompts of a parsed file of either shape.
+
+    Raises:
+        ScoreFileError: neither shape, or one video under two prompts.
+    """
+    if isinstance(document, list):
+        return _vbench(document, where)
+    if isinstance(document, dict):
+        return _opens2v(document, where)
+    raise ScoreFileError("not a prompt file", where=where, expected="a list of prompt_en, or ids with a prompt")
+
+
+def _vbench(document: list[Any], where: str) -> FullInfo:
+    videos: dict[str, PromptInfo] = {}
+    prompts: dict[str, PromptInfo] = {}
+    images = False
+    for index, entry in enumerate(document):
+        place = f"{where}: entry {index}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt_en"), str):
+            raise ScoreFileError("not an entry of a full_info file", where=place, expected="an object with prompt_en")
+        images = images or "image_name" in entry or "custom_image_path" in entry
+        category = entry.get("image_type", entry.get("category"))
+        if category is not None and not isinstance(category, str):
+            raise ScoreFileError("not a category", where=place, found=category)
+        info = PromptInfo(prompt_hash(entry["prompt_en"]), category)
+        known = prompts.setdefault(match_key(entry["prompt_en"]), info)
+        if known.category is None and category is not None:
+            prompts[match_key(entry["prompt_en"])] = info
+        listed = entry.get("video_list", [])
+        for path in [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else [None]:
+            if not isinstance(path, str):
+                raise ScoreFileError("not a list of videos", where=place, found=path)
+            before = videos.setdefault(match_key(video_stem(path)), info)
+            if before.sha256 != info.sha256:
+                raise ScoreFileError("a video of two prompts", where=place, found=path)
+    return FullInfo(videos, prompts, images)
+
+
+def _opens2v(document: dict[str, Any], where: str) -> FullInfo:
+    videos: dict[str, PromptInfo] = {}
+    for name, entry in document.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise ScoreFileError("not an entry of a prompt file", where=f"{where}: {name}", expected="a prompt")
+        videos[match_key(name)] = PromptInfo(prompt_hash(entry["prompt"]), _opens2v_class(name))
+    return FullInfo(videos)
+
+
+def _opens2v_class(stem: str) -> str | None:
+    found = _OPENS2V_ID.fullmatch(stem)
+    return found[1] if found else None
+
+
+def make_video(stem: str, value: float, info: FullInfo | None) -> VideoScore:
+    """A video's score with what is known of its prompt.
+
+    Without a prompt file the prompt is the file name's, as in VBench's standard mode: `{prompt}-{n}` with spaces. A
+    name without spaces may be any label or a rewritten prompt, and is not hashed.
+    """
+    text, sample = split_sample(stem)
+    known = info.find(stem) if info is not None else None
+    if known is None:
+        sha256 = prompt_hash(text) if sample is not None and " " in text else None
+        known_category = None
+    else:
+        sha256, known_category = known.sha256, known.category
+    return VideoScore(stem, sha256, known_category or _opens2v_class(stem), sample, value)
+
+
+def infer_prompt_set(stems: list[str]) -> str | None:
+    """`opens2v-eval` when every video has an id of that set; other sets cannot be told from file names."""
+    return "opens2v-eval" if stems and all(_opens2v_class(stem) for stem in stems) else None

@@ -1,0 +1,182 @@
+"""What a score is: a metric of one suite on one prompt set, with the value of every video."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hfq.schema.errors import DuplicateVideoError, MeasurementError
+
+__all__ = [
+    "UNITS",
+    "Direction",
+    "Kernels",
+    "Measurement",
+    "MetricScores",
+    "Quantity",
+    "ReviewCounts",
+    "ReviewOutcome",
+    "SettingValue",
+    "VideoScore",
+    "count_reviews",
+    "match_key",
+    "prompt_hash",
+    "split_sample",
+    "video_stem",
+]
+
+Direction = Literal["higher", "lower"]
+Kernels = Literal["real", "simulated"]
+Quantity = Literal["latency", "peak-memory", "throughput"]
+SettingValue = str | int | float | bool | None
+
+UNITS: Final[Mapping[Quantity, str]] = {"latency": "s/clip", "peak-memory": "bytes", "throughput": "clips/h"}
+
+_VIDEO_SUFFIX: Final = re.compile(r"\.(mp4|mkv|mov|webm|avi|gif|m4v)$", re.IGNORECASE)
+_SAMPLE: Final = re.compile(r"(.+)-(\d{1,4})", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoScore:
+    """One video's value. `stem`: file name without folder and video suffix. `sample`: which video of its prompt."""
+
+    stem: str
+    prompt_sha256: str | None
+    category: str | None
+    sample: int | None
+    value: float
+
+    @property
+    def key(self) -> str:
+        """What the same clip of another variant also has."""
+        return match_key(self.stem)
+
+    @property
+    def group(self) -> str:
+        """The prompt, as far as it is known: videos of one prompt are alike and no independent evidence."""
+        return self.prompt_sha256 or match_key(split_sample(self.stem)[0] if self.sample is not None else self.stem)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricScores:
+    """A metric on a set of videos.
+
+    Args:
+        prompt_set: what was generated, for example `vbench` or `opens2v-eval`; None where nobody said.
+        metric_suite: who computed it, for example `vbench`: VBench metrics can be taken on any prompt set.
+        scale: in words: the unit, and what was done to the numbers of the file.
+        stated: the file's own aggregate, on the scale of the values; None where the file has none.
+        unscored: stems that the file names without a value.
+
+    Raises:
+        DuplicateVideoError: two videos that no other variant's file could tell apart.
+    """
+
+    prompt_set: str | None
+    metric_suite: str
+    metric: str
+    direction: Direction
+    scale: str
+    stated: float | None
+    videos: tuple[VideoScore, ...]
+    unscored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for video in self.videos:
+            if video.key in seen:
+                raise DuplicateVideoError(
+                    "a video occurs twice", where=f"{self.metric_suite} {self.metric}", found=video.stem
+                )
+            seen.add(video.key)
+
+    @property
+    def recomputed(self) -> float | None:
+        """The mean over the videos, each counted once; None without videos.
+
+        VBench's own aggregate of subject consistency counts frames when it was computed in one process, and videos
+        when in several.
+        """
+        return math.fsum(video.value for video in self.videos) / len(self.videos) if self.videos else None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What running a variant took. `settings`: frames, size, steps and whatever else decides the work of a clip.
+
+    Raises:
+        MeasurementError: a value that is not finite and positive.
+    """
+
+    quantity: Quantity
+    value: float
+    device: str
+    kernels: Kernels
+    settings: Mapping[str, SettingValue]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and self.value > 0):
+            raise MeasurementError(
+                "not a measurement", where=self.quantity, expected=f"{self.unit}, above 0", found=self.value
+            )
+
+    @property
+    def unit(self) -> str:
+        return UNITS[self.quantity]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewOutcome:
+    """What one person decided about one clip."""
+
+    stem: str
+    accepted: bool
+    category: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewCounts:
+    """Of `clips` clips, `reviewed` were looked at and `accepted` of those were accepted."""
+
+    clips: int
+    reviewed: int
+    accepted: int
+
+
+def count_reviews(outcomes: Iterable[ReviewOutcome], stems: Iterable[str]) -> ReviewCounts:
+    """Counts over the clips `stems`. A clip that several people saw is accepted when all of them accepted it."""
+    clips = {match_key(stem) for stem in stems}
+    decisions: dict[str, bool] = {}
+    for outcome in outcomes:
+        key = match_key(outcome.stem)
+        if key in clips:
+            decisions[key] = decisions.get(key, True) and outcome.accepted
+    return ReviewCounts(len(clips), len(decisions), sum(decisions.values()))
+
+
+def video_stem(path: str) -> str:
+    """File name without folders and video suffix; a prompt may hold any other dot."""
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    if "/" not in path:
+        name = name.rsplit("\\", 1)[-1]
+    return _VIDEO_SUFFIX.sub("", name)
+
+
+def match_key(stem: str) -> str:
+    """A stem as VBench writes it when it scores extracted frames: spaces to underscores, `videos` to `frames`."""
+    return stem.replace("videos", "frames").replace(" ", "_")
+
+
+def split_sample(stem: str) -> tuple[str, int | None]:
+    """`{prompt}-{n}` in its two parts, the naming of VBench's standard mode; n is None without one."""
+    found = _SAMPLE.fullmatch(stem)
+    return (found[1], int(found[2])) if found else (stem, None)
+
+
+def prompt_hash(text: str) -> str:
+    """Hex SHA-256 of a prompt's UTF-8 text, as calibrations record it."""
+    return hashlib.sha256(text.encode()).hexdigest()

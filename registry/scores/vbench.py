@@ -1,0 +1,154 @@
+"""VBench result files: `{dimension: [aggregate, [{video_path, video_results}, ...]]}`.
+
+Source: Vchitect/VBench at 45e79ec, `*_eval_results.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from hfq.schema.errors import ScoreFileError, UnknownMetricError
+
+from .full_info import FullInfo, infer_prompt_set, make_video
+from .values import MetricScores, VideoScore, video_stem
+
+__all__ = ["DIMENSIONS", "QUALITY", "SEMANTIC", "is_vbench", "parse_vbench", "read_dimensions"]
+
+QUALITY: Final = (
+    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "aesthetic_quality",
+    "imaging_quality", "dynamic_degree",
+)  # fmt: skip
+SEMANTIC: Final = (
+    "object_class", "multiple_objects", "human_action", "color", "spatial_relationship", "scene", "appearance_style",
+    "temporal_style", "overall_consistency",
+)  # fmt: skip
+DIMENSIONS: Final = QUALITY + SEMANTIC
+
+_PERCENT: Final = "imaging_quality"
+"""MUSIQ rates 0 to 100. Current releases divide the aggregate by 100 and leave the videos; old ones divide neither."""
+
+_AGREES: Final = 0.02
+"""Aggregates that count frames differ from the mean over videos by less; a factor of 100 is not to be missed."""
+
+
+def is_vbench(document: Any) -> bool:
+    """Whether a parsed file is an object of lists that begin with a number."""
+    return isinstance(document, dict) and any(
+        isinstance(value, list) and value and isinstance(value[0], int | float) for value in document.values()
+    )
+
+
+def parse_vbench(
+    document: Mapping[str, Any], info: FullInfo | None, prompt_set: str | None, where: str
+) -> list[MetricScores]:
+    """The dimensions of a VBench file; `human_action` and `Human Action` are one.
+
+    Raises:
+        ScoreFileError, UnknownMetricError, DuplicateVideoError
+    """
+    names = {dimension: dimension for dimension in DIMENSIONS}
+    return read_dimensions(document, names, "vbench", info, prompt_set, where)
+
+
+def read_dimensions(
+    document: Mapping[str, Any],
+    names: Mapping[str, str],
+    suite: str,
+    info: FullInfo | None,
+    prompt_set: str | None,
+    where: str,
+) -> list[MetricScores]:
+    """Every dimension of a file of VBench's shape, in the file's order.
+
+    Args:
+        names: the dimension by its name in a file, lower case with underscores.
+
+    Raises:
+        ScoreFileError: a dimension that is no aggregate with a list of videos, or two names of one dimension.
+        UnknownMetricError: a dimension that is not in `names`.
+        DuplicateVideoError
+    """
+    result: list[MetricScores] = []
+    for name, value in document.items():
+        dimension = names.get(name.lower().replace(" ", "_"))
+        if dimension is None:
+            raise UnknownMetricError(
+                f"no dimension of {suite}", where=where, found=name, expected=", ".join(sorted(set(names.values())))
+            )
+        if any(metric.metric == dimension for metric in result):
+            raise ScoreFileError("a dimension twice", where=where, found=name)
+        result.append(_read_dimension(dimension, value, suite, info, prompt_set, f"{where}: {name}"))
+    return result
+
+
+def _read_dimension(
+    dimension: str, value: Any, suite: str, info: FullInfo | None, prompt_set: str | None, where: str
+) -> MetricScores:
+    if not isinstance(value, list) or not value:
+        raise ScoreFileError("not a dimension", where=where, expected="[aggregate, videos]", found=type(value).__name__)
+    stated = _number(value[0], where)
+    entries = _entries(value, where)
+    scored: list[tuple[str, float]] = []
+    unscored: list[str] = []
+    for index, entry in enumerate(entries):
+        place = f"{where}: video {index}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("video_path"), str):
+            raise ScoreFileError("not a video's result", where=place, expected="an object with video_path")
+        stem = video_stem(entry["video_path"])
+        if "video_results" not in entry:
+            raise ScoreFileError("a video without video_results", where=place, found=stem)
+        if entry["video_results"] is None:
+            unscored.append(stem)
+        else:
+            scored.append((stem, _number(entry["video_results"], place)))
+    scale = "as in the file"
+    if dimension == _PERCENT:
+        stated, scored, scale = _to_unit(stated, scored)
+    return MetricScores(
+        prompt_set=prompt_set or infer_prompt_set([stem for stem, _ in scored]),
+        metric_suite=suite,
+        metric=dimension,
+        direction="higher",
+        scale=scale,
+        stated=stated,
+        videos=_videos(scored, info),
+        unscored=tuple(unscored),
+    )
+
+
+def _entries(value: Sequence[Any], where: str) -> list[Any]:
+    """The list of videos. Releases of VBench-I2V put a table per type of camera motion before it."""
+    rest = [item for item in value[1:3] if not isinstance(item, dict)]
+    if not rest:
+        return []
+    if not isinstance(rest[0], list):
+        raise ScoreFileError("not a list of videos", where=where, found=type(rest[0]).__name__)
+    return rest[0]
+
+
+def _videos(scored: Sequence[tuple[str, float]], info: FullInfo | None) -> tuple[VideoScore, ...]:
+    return tuple(make_video(stem, value, info) for stem, value in scored)
+
+
+def _to_unit(stated: float, scored: list[tuple[str, float]]) -> tuple[float, list[tuple[str, float]], str]:
+    mean = math.fsum(value for _, value in scored) / len(scored) if scored else stated
+    # A list of values below 1 is on 0-100 as well when the aggregate is a hundredth of it.
+    percent = max((value for _, value in scored), default=0.0) > 1 or (
+        stated != 0 and math.isclose(mean, 100 * stated, rel_tol=_AGREES)
+    )
+    values = [(stem, value / 100) for stem, value in scored] if percent else scored
+    kinds = ["videos"] * (percent and bool(scored)) + ["aggregate"] * (stated > 1)
+    scale = f"0-1; {' and '.join(kinds)} divided by 100" if kinds else "0-1, as in the file"
+    return (stated / 100 if stated > 1 else stated), values, scale
+
+
+def _number(value: Any, where: str) -> float:
+    # dynamic_degree and human_action write booleans, others integers.
+    if not isinstance(value, int | float):
+        raise ScoreFileError("not a number", where=where, found=repr(value))
+    try:
+        return float(value)
+    except OverflowError:
+        raise ScoreFileError("a number beyond binary64", where=where) from None

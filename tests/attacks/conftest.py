@@ -1,0 +1,8 @@
+"""What attacks on clips share with the tests of clips."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "registry" / "clips"))

@@ -1,0 +1,345 @@
+"""`hfq score`, `compare`, `gate` and `route`, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "registry" / "scores"))
+from factory import make_delta
+from score_files import entry, write
+
+import hfq
+from hfq.cli import run
+from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
+from hfq.registry.clips.tag import write_tag
+
+Capture = pytest.CaptureFixture[str]
+SETTINGS = {"steps": 40, "guidance": 5.0, "shift": 5.0, "frames": 81, "height": 480, "width": 832, "scheduler": "unipc"}
+PROMPTS = [f"prompt {number}" for number in range(24)]  # the factory calibrates on the first three
+POLICY = """
+schema = "hfq.policy/1"
+name = "mine"
+confidence = 0.95
+
+[[workload]]
+name = "drafts"
+suitability = "high"
+control = "a person looks"
+prefer = "cheapest"
+escalate_to = "base"
+min_videos = 4
+min_prompts = 4
+min_paired_share = 1.0
+held_out = true
+required_categories = []
+content_class = "optional"
+min_category_videos = 2
+review_in_use = 0.5
+
+[[workload.gate]]
+metric = "subject_consistency"
+suites = ["vbench"]
+min_retained = 0.9
+each_category = false
+source = "ours"
+"""
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in ("--setting", f"{name}={value}")]
+
+
+def typed(capsys: Capture, *arguments: object) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = run([*map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def text(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HFQ_REGISTRY", str(tmp_path / "registry.sqlite"))
+    for name in ("good", "bad"):
+        make_delta(tmp_path / name, seed=name)
+        hfq.open_registry().register(tmp_path / name, aliases=[f"m@{name}"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return tmp_path
+
+
+def result_file(
+    path: Path, value: float, *, dims: Sequence[str] = ("subject_consistency", "motion_smoothness")
+) -> Path:
+    """VBench's result file; every prompt's value is off by its own amount, the same for all variants."""
+    listed = [
+        entry(f"{prompt}-0", value + (index % 5) / 1000, **({"image_path": "x"} if "i2v" in path.name else {}))
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    return write(path, {name: [value, listed] for name in dims})
+
+
+@pytest.fixture
+def prompts(home: Path) -> Path:
+    """VBench's full_info file, with categories."""
+    return write(home / "run_full_info.json", [
+        {"prompt_en": prompt, "dimension": ["subject_consistency"], "category": "people" if n % 2 else "places",
+         "video_list": [f"/data/videos/{prompt}-0.mp4"]}
+        for n, prompt in enumerate(PROMPTS)
+    ])  # fmt: skip
+
+
+def imported(home: Path, prompts: Path, who: str, value: float, *more: str, **changes: Any) -> None:
+    path = result_file(home / f"{who.replace('@', '-')}{len(more)}_eval_results.json", value)
+    arguments = ["score", "import", who, str(path), "--full-info", str(prompts), "--prompt-set", "vbench"]
+    assert run([*arguments, *flags(SETTINGS | changes), *more]) == 0
+
+
+@pytest.fixture
+def scored(home: Path, prompts: Path) -> Path:
+    imported(home, prompts, "m@good", 0.9, "--of-base")
+    imported(home, prompts, "m@good", 0.897)
+    imported(home, prompts, "m@bad", 0.6)
+    return home
+
+
+def test_an_import_says_what_it_read_and_that_it_knew_it(home: Path, prompts: Path, capsys: Capture) -> None:
+    file = result_file(home / "run_eval_results.json", 0.9)
+    arguments = ["score", "import", "m@good", file, "--full-info", prompts, "--setting", "steps=40"]
+    code, found = typed(capsys, *arguments)
+    assert (code, found["new"], found["variant"]["kind"]) == (0, 2, "delta")
+    score = found["scores"][1]
+    assert (score["metric_suite"], score["metric"], score["videos"], score["stated"]) == (
+        "vbench", "subject_consistency", 24, 0.9,
+    )  # fmt: skip
+    assert score["mean"] == pytest.approx(0.9 + sum(n % 5 for n in range(24)) / 24 / 1000)
+    assert score["overlap"] == "of 24 prompts 3 are in the calibration and 0 in the selection"
+    code, out, err = text(capsys, *arguments)
+    assert (code, "already imported, nothing changed" in out, err) == (0, True, "")
+    code, shown = typed(capsys, "show", "m@good")
+    assert [one["metric"] for one in shown["scores"]] == ["motion_smoothness", "subject_consistency"]
+    code, out, _ = text(capsys, "show", "m@good")
+    assert "vbench subject_consistency  0.9019  (24 videos, the file says 0.9000)" in out
+    assert "of 24 prompts 3 are in the calibration" in out
+    (home / "good" / "ptq_state.json").unlink()
+    assert "selection prompts not known" in text(capsys, "show", "m@good")[1]
+
+
+def test_the_suite_is_known_by_its_structure(home: Path, capsys: Capture) -> None:
+    result_file(home / "one_i2v.json", 0.9, dims=["subject_consistency", "i2v_subject"])
+    write(home / "two.json", {"singleobj_1": {"gme_score": 0.5}, "humanobj_2": {"gme_score": 0.7}})
+    assert typed(capsys, "score", "import", "m@good", "one_i2v.json")[1]["scores"][0]["metric_suite"] == "vbench-i2v"
+    score = typed(capsys, "score", "import", "m@good", "two.json")[1]["scores"][0]
+    assert (score["metric_suite"], score["prompt_set"], score["mean"]) == (
+        "opens2v",
+        "opens2v-eval",
+        pytest.approx(0.6),
+    )
+
+
+def test_a_comparison_is_paired_and_by_category(scored: Path, capsys: Capture) -> None:
+    code, found = typed(capsys, "compare", "m@bad", "m@good")
+    assert (code, found["comparison"], found["settings"]) == (0, True, [])
+    metric = next(one for one in found["metrics"] if one["metric"] == "subject_consistency")
+    assert metric["overall"]["mean"] == pytest.approx(-0.297)
+    # Every pair differs by the same amount: the interval has no width.
+    assert metric["overall"]["interval"]["low"] == pytest.approx(metric["overall"]["interval"]["high"])
+    assert {name: one["videos"] for name, one in metric["by_category"].items()} == {"people": 12, "places": 12}
+    assert metric["overlap"]["A"].startswith("of 24 prompts 3 are in the calibration")
+    code, out, _ = text(capsys, "compare", "m@good", f"base:{hfq.open_registry().get('m@good').base.id[:12]}")
+    assert code == 0
+    assert "0.8989 against 0.9019: -0.0030, 95% interval -0.0030 to -0.0030  (24 videos, 24 prompts)" in out
+
+
+def test_other_settings_are_no_comparison_without_anyway(home: Path, prompts: Path, capsys: Capture) -> None:
+    imported(home, prompts, "m@good", 0.9)
+    imported(home, prompts, "m@bad", 0.8, shift=12.0, seed=3)
+    code, out, err = text(capsys, "compare", "m@good", "m@bad")
+    assert (code, out) == (2, "")
+    assert "shift: 5 against 12" in err
+    assert "[settings-differ]" in err
+    code, found = typed(capsys, "compare", "m@good", "m@bad", "--anyway")
+    assert (code, found["comparison"]) == (0, False)
+    assert [(one["name"], one["kind"]) for one in found["settings"]] == [("shift", "decisive"), ("seed", "minor")]
+    assert "NOT A COMPARISON" in text(capsys, "compare", "m@good", "m@bad", "--anyway")[1]
+
+
+def test_a_gate_passes_or_ends_with_4_and_the_reasons(scored: Path, capsys: Capture) -> None:
+    code, found = typed(capsys, "gate", "m@good", "--workload", "drafts", "--policy", "policy.toml")
+    assert (code, found["passed"], found["reasons"]) == (0, True, [])
+    assert found["conditions"][0] == "a person looks"
+    assert any("3 videos left out, their prompts were calibrated" in line for line in found["notes"])
+    code, found = typed(capsys, "gate", "m@bad", "--workload", "drafts", "--policy", "policy.toml")
+    assert (code, found["passed"], found["error"]["code"], found["error"]["exit_code"]) == (4, False, "gate-failed", 4)
+    assert [check["kind"] for check in found["checks"] if not check["passed"]] == ["retained"]
+    code, out, err = text(capsys, "gate", "m@bad", "--workload", "drafts", "--policy", "policy.toml")
+    assert code == 4
+    assert "FAIL       vbench subject_consistency on vbench: 0.66" in out
+    assert "[gate-failed]" in err
+
+
+def test_two_workloads_of_the_default_policy_answer_differently(scored: Path, capsys: Capture) -> None:
+    assert typed(capsys, "gate", "m@good", "--workload", "mood-boards")[0] == 0
+    code, found = typed(capsys, "gate", "m@good", "--workload", "regulated-identity")
+    assert code == 4
+    assert any("human review: not measured" in reason for reason in found["reasons"])
+    assert any("the content class of the job is not named" in reason for reason in found["reasons"])
+    code, found = typed(capsys, "gate", "m@good", "--workload", "background-atmosphere")
+    assert code == 4
+    assert found["reasons"][0].startswith("background_consistency of vbench or vbench-i2v: not measured")
+
+
+def test_clips_generated_otherwise_than_the_base_fail(home: Path, prompts: Path, capsys: Capture) -> None:
+    imported(home, prompts, "m@good", 0.9, "--of-base")
+    imported(home, prompts, "m@good", 0.9, steps=20)
+    code, found = typed(capsys, "gate", "m@good", "--workload", "drafts", "--policy", "policy.toml")
+    assert (code, found["reasons"]) == (4, ["generated with other settings than the base: steps: 20 against 40"])
+
+
+def measured(who: str, seconds: float, *more: str, kernels: str = "real") -> None:
+    arguments = ["score", "add", who, "--latency", str(seconds), "--device", "H200", "--kernels", kernels]
+    assert run([*arguments, "--setting", "frames=81", *more]) == 0
+
+
+def test_a_route_names_the_variant_and_its_cost(scored: Path, capsys: Capture) -> None:
+    order = ["route", "--workload", "drafts", "--policy", "policy.toml"]
+    good = hfq.open_registry().resolve("m@good")
+    code, found = typed(capsys, *order)
+    assert (code, found["variant"], found["costs"][good]["accepted_clip_s"]) == (0, good, None)
+    assert "not measured" in found["reason"]
+    measured("m@good", 100, "--of-base")
+    measured("m@good", 40)
+    lines = [json.dumps({"video": f"{prompt}-0", "accepted": n % 4 != 0}) for n, prompt in enumerate(PROMPTS)]
+    (scored / "review.jsonl").write_text("\n".join(lines))
+    assert run(["score", "review", "m@good", "review.jsonl"]) == 0
+    assert run(["score", "review", "m@good", "review.jsonl"]) == 0  # the same people did not decide twice
+    code, found = typed(capsys, *order)
+    cost = found["costs"][good]
+    # 40 s, and for every fourth clip 100 s more.
+    assert (cost["fallback"], cost["accepted_clip_s"]) == (pytest.approx(0.25), pytest.approx(65.0))
+    assert cost["break_even_fallback"] == pytest.approx(0.6)
+    assert any(
+        hfq.open_registry().resolve("m@bad")[:12] in note and "fails the gate" in note for note in found["notes"]
+    )
+    code, out, _ = text(capsys, *order)
+    assert "per accepted clip    65 s on H200" in out
+    assert "break-even rate      60.0%" in out
+    assert typed(capsys, *order, "--budget", "64")[1]["variant"] is None
+    assert typed(capsys, *order, "--budget", "66")[1]["variant"] == good
+
+
+def test_a_route_falls_back_to_the_base(scored: Path, capsys: Capture) -> None:
+    code, found = typed(capsys, "route", "--workload", "background-atmosphere")
+    assert (code, found["variant"]) == (0, None)
+    assert found["reason"] == "no variant passes the gate; the base, whose cost per clip is not measured"
+    assert len(found["unscored"]) == 0
+    code, out, _ = text(capsys, "route", "--workload", "brand-character")
+    assert code == 0
+    assert out.startswith(f"brand-character: base:{found['base'][:12]}\n  reason     the policy serves brand-character")
+
+
+def test_speed_of_simulated_kernels_is_no_cost(scored: Path, capsys: Capture) -> None:
+    measured("m@good", 100, "--of-base")
+    measured("m@good", 1, kernels="simulated")
+    found = typed(capsys, "route", "--workload", "drafts", "--policy", "policy.toml")[1]
+    cost = found["costs"][hfq.open_registry().resolve("m@good")]
+    assert (cost["clip_s"], cost["missing"][0]) == (None, "latency: not measured with real kernels")
+
+
+def test_several_bases_need_to_be_told_apart(scored: Path, capsys: Capture) -> None:
+    make_delta(scored / "other", seed="other", base="wan21")
+    hfq.open_registry().register(scored / "other")
+    assert typed(capsys, "route", "--workload", "mood-boards")[1]["error"]["code"] == "ambiguous-id"
+    code, found = typed(capsys, "route", "--workload", "mood-boards", "--base", "m@good")
+    assert (code, found["variant"]) == (0, hfq.open_registry().resolve("m@good"))
+    code, found = typed(capsys, "route", "--workload", "mood-boards", "--base", scored / "other")
+    assert (code, found["variant"], len(found["unscored"])) == (0, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["gate", "m@good", "--workload", "films"], 2, "unknown-workload"),
+        (["route", "--workload", "films"], 2, "unknown-workload"),
+        (["gate", "nobody", "--workload", "mood-boards"], 5, "unknown-id"),
+        (["gate", "base:", "--workload", "mood-boards"], 2, "usage"),
+        (["compare", "m@good", "m@bad"], 2, "not-comparable"),
+        (["score", "import", "m@good", "policy.toml"], 1, "malformed"),
+        (["score", "import", "m@good", "good/ptq_state.json"], 1, "score-file"),
+        (["score", "import", "m@good", "absent.json"], 2, "missing-path"),
+        (["score", "add", "m@good", "--device", "H200", "--kernels", "real"], 2, "usage"),
+        (["score", "add", "m@good", "--latency", "0", "--device", "H200", "--kernels", "real"], 2, "measurement"),
+        (["score", "add", "m@good", "--latency", "1", "--device", "d", "--kernels", "real", "--setting", "a=nan"],
+         2, "usage"),
+        (["score", "review", "m@good", "policy.toml"], 1, None),
+        (["score", "measure", "base:0123456789ab", "--clips", ".", "--reference", "."], 5, "unknown-id"),
+        (["score", "measure", "m@good", "--clips", ".", "--reference", "."], 2, "clip-mismatch"),
+        (["score", "measure", "m@good", "--clips", "absent", "--reference", "."], 2, "missing-path"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_its_exit_code(
+    home: Path, capsys: Capture, arguments: list[str], code: int, error: str | None
+) -> None:
+    base = hfq.open_registry().get("m@good").base.id
+    found, document = typed(capsys, *(base if argument == "base:" else argument for argument in arguments))
+    assert found == code, document
+    assert error in (None, document["error"]["code"])
+
+
+def clip(path: Path, seed: int, made_by: ClipDocument, noise: int = 0) -> None:
+    patches = np.random.default_rng(seed).integers(60, 180, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+    moved = np.random.default_rng(99).integers(0, noise + 1, (32, 32, 3))
+    plain = path.with_name(f"plain-{path.name}")
+    with av.open(str(plain), "w") as container:
+        stream: Any = container.add_stream("libx264rgb", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb24"
+        stream.options = {"qp": "0"}
+        for index in range(3):
+            picture = (np.roll(patches, index, axis=1) + moved).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    write_tag(plain, path, made_by)
+    plain.unlink()
+
+
+def test_clips_are_measured_with_what_they_say_of_themselves(home: Path, capsys: Capture) -> None:
+    record = hfq.open_registry().get("m@good")
+    roots = {expert.role: expert.bf16_root for expert in record.base.experts}
+    for folder, delta, noise in (("ours", record.id, 20), ("base", None, 0)):
+        (home / folder).mkdir()
+        for index in range(2 if delta else 3):
+            made_by = ClipDocument(delta, roots, prompt_sha256(f"prompt {2 + index}"), seed=index,
+                                   settings={"steps": 6, "guidance_low": 3.0, "odd": index})  # fmt: skip
+            clip(home / folder / f"c{index}.mp4", index, made_by, noise)
+    code, found = typed(capsys, "score", "measure", "m@good", "--clips", "ours", "--reference", "base")
+    assert code == 0
+    ours = {one["metric"]: one for one in found["variant"]["scores"]}
+    assert set(ours) == {"psnr", "ssim", "temporal_flicker", "frame_to_frame_ssim", "first_frame_ssim"}
+    noise = np.random.default_rng(99).integers(0, 21, (32, 32, 3))
+    assert ours["psnr"]["mean"] == pytest.approx(10 * np.log10(255**2 / np.mean(np.square(noise))))
+    assert ours["psnr"]["metric_suite"] == "hfq"
+    assert ours["psnr"]["settings"] == {"steps": 6, "guidance_2": 3.0}
+    assert ours["psnr"]["overlap"] == "of 2 prompts 1 are in the calibration and 0 in the selection"
+    # The base's clip that the variant lacks is not forgotten: it counts when a gate asks for the paired share.
+    assert {one["metric"]: one["videos"] for one in found["base"]["scores"]} == dict.fromkeys(
+        set(ours) - {"psnr", "ssim"}, 3
+    )
+    code, found = typed(capsys, "compare", "m@good", f"base:{record.base.id}")
+    assert (code, len(found["metrics"]), len(found["left_out"])) == (0, 3, 2)
+    assert [one["only_second"] for one in found["metrics"]] == [["c2"]] * 3
+    code, found = typed(capsys, "score", "measure", "m@good", "--clips", "base", "--reference", "ours")
+    assert (code, found["error"]["code"]) == (3, "contradicted-claim")
