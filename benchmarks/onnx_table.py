@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from result_table import replace_tables
+
 __all__ = ["replace_figures", "tables"]
 
 BEGIN: Final = "<!-- figures: begin -->"
@@ -32,16 +34,8 @@ def tables(document: Mapping[str, Any]) -> str:
 
 
 def replace_figures(page: str, text: str) -> str:
-    """A page with what stands between its two marks replaced.
-
-    Raises:
-        ValueError: a page without the marks, in that order.
-    """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page lacks {BEGIN} or {END} after it")
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+    """A page with the figures between its two marks replaced; see `replace_tables`."""
+    return replace_tables(page, text, BEGIN, END)
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:

@@ -82,17 +82,17 @@ def tables(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def replace_tables(page: str, text: str) -> str:
+def replace_tables(page: str, text: str, begin_mark: str = BEGIN, end_mark: str = END) -> str:
     """A page with what stands between its two marks replaced.
 
     Raises:
         ValueError: a page without the marks, in that order.
     """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = page.partition(begin_mark)
+    _, end, tail = rest.partition(end_mark)
     if not begin or not end:
-        raise ValueError(f"the page lacks {BEGIN} or {END} after it")
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+        raise ValueError(f"the page lacks {begin_mark} or {end_mark} after it")
+    return f"{head}{begin_mark}\n{text}\n{end_mark}{tail}"
 
 
 def _quality(document: Mapping[str, Any]) -> str:

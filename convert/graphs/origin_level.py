@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import onnx
 
@@ -20,6 +22,8 @@ from .scope import Axis, graph_inputs
 from .site_nodes import SiteNodes, locate_sites
 
 __all__ = ["check_origin"]
+
+_BIN_IN_NAME: Final = re.compile(r"\.bin([0-2])\.onnx", re.ASCII)
 
 
 def check_origin(
@@ -47,6 +51,8 @@ def check_origin(
         level.fail("hfq.role", "the delta on this base has no such expert", experts, origin.role)
     elif delta.root(origin.role) != origin.base_root:
         level.fail("hfq.base_root", "the graph is of another base", delta.root(origin.role), origin.base_root)
+    else:
+        _check_bin(file, origin, delta, level)
     if level.failures:
         return level, {}
     architecture = base.experts[origin.role].architecture
@@ -59,6 +65,19 @@ def check_origin(
     _check_site_names(delta, origin, level)
     sites = {} if level.failures else locate_sites(file, origin, level)
     return level, sites
+
+
+def _check_bin(file: OnnxFile, origin: Origin, delta: Delta, level: Level) -> None:
+    """What a user chooses a graph by: the timestep bin in its name, and the edges between the bins."""
+    if origin.bin is None:
+        return
+    named = _BIN_IN_NAME.search(file.path.name)
+    if named is not None and int(named[1]) != origin.bin:
+        level.fail("hfq.bin", "the file is named as another timestep bin's", f".bin{origin.bin}.onnx", named[0])
+    ops = (op for site in delta.quantized(origin.role) for op in delta.site(origin.role, site)["ops"])
+    edges = next((json.dumps(op["edges"]) for op in ops if op["op"] == "clip"), None)
+    if file.metadata.get("hfq.edges") != edges:
+        level.fail("hfq.edges", "other edges of the timestep bins", edges, file.metadata.get("hfq.edges"))
 
 
 def _profile(delta: Delta) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from hfq.convert.graphs.graph_attention import GraphAttention
 from hfq.convert.graphs.payload import payload
 from hfq.convert.graphs.reference import plain_module, reference_module, sample_inputs
 from hfq.convert.graphs.scope import MODEL, Scope
+from hfq.convert.graphs.targets import exported_graphs
+from hfq.convert.graphs.verify_onnx import verify_onnx
 from hfq.convert.recipe import Recipe
 from hfq.convert.safetensors_writer import tensor_bytes
 from hfq.convert.transformer import empty_transformer
-from hfq.schema.errors import HfqError, OutputExistsError, UsageError, WrongRoleError
+from hfq.schema.errors import HfqError, MissingPathError, OutputExistsError, UsageError, WrongRoleError
 
 BLOCK = Scope("block", "4")
 Array = npt.NDArray[Any]
@@ -183,6 +186,39 @@ def test_the_file_says_where_it_comes_from(every_graph: Export, every_stage: Any
     for places in sites.values():
         assert set(places) == {"input", "qdq", "product", "output"}
         assert set(places.values()) <= values
+
+
+def test_a_graph_under_another_bins_name_is_refused(
+    every_graph: Export, every_stage: Any, base: Any, tmp_path: Path
+) -> None:
+    """People choose by the name; the edges say when which graph is right."""
+    source = every_graph.graphs[0].path
+    assert (
+        json.loads(metadata(source)["hfq.edges"])
+        == every_stage.site("high_noise", "blocks.4.ffn.0")["ops"][-2]["edges"]
+    )
+    assert every_graph.data is not None
+    shutil.copy(every_graph.data, tmp_path)
+    for name, change in (("block4.bin1.onnx", {}), ("edges.onnx", {"hfq.edges": "[900.0, 100.0]"})):
+        model = onnx.load(source, load_external_data=False)
+        for entry in model.metadata_props:
+            entry.value = change.get(entry.key, entry.value)
+        onnx.save(model, tmp_path / name)
+        found = verify_onnx(every_stage, base, tmp_path / name)
+        assert [failure.where for failure in found.levels["file"].failures] == (
+            ["hfq.edges"] if change else ["hfq.bin"]
+        )
+        error = found.first_error()
+        assert error is not None
+        assert error.exit_code == 3
+
+
+def test_a_missing_bin_is_named(every_graph: Export, tmp_path: Path) -> None:
+    for graph in (every_graph.graphs[0], every_graph.graphs[2]):
+        shutil.copy(graph.path, tmp_path)
+    with pytest.raises(MissingPathError, match=r"block4\.bin1\.onnx"):
+        exported_graphs(tmp_path / "block4.onnx")
+    assert exported_graphs(tmp_path / "block4.bin2.onnx") == [tmp_path / "block4.bin2.onnx"]
 
 
 def test_checker_and_shape_inference_accept_it(every_graph: Export) -> None:
