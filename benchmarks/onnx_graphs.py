@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 import hfq
 from hfq.commands.demo import CALIBRATION_PROMPTS
-from hfq.convert.atomic import write_file
 from hfq.convert.checkpoint import Checkpoint
 from hfq.convert.graphs.export import export_onnx, graph_paths
 from hfq.convert.graphs.graph_attention import GraphAttention
@@ -44,6 +43,7 @@ from hfq.convert.graphs.verify_onnx import verify_onnx
 from hfq.convert.provenance import machine, software
 from hfq.convert.recipe import preset_names
 from hfq.convert.tiny.pipeline import WEIGHTS
+from hfq.schema.atomic import write_file
 
 ROLE: Final = "high_noise"
 PARTS: Final = {"site": Scope("site", "blocks.4.ffn.0"), "block": Scope("block", "4"), "model": MODEL}

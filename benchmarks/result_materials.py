@@ -28,8 +28,8 @@ from shapes import prompt_of
 from torch import Tensor, nn
 
 import hfq
-from hfq.convert.atomic import write_file
 from hfq.convert.tiny.pipeline import WEIGHTS, load_tiny_pipeline
+from hfq.schema.atomic import write_file
 
 __all__ = ["MATERIALS", "Call", "Materials", "Settings"]
 

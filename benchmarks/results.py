@@ -43,8 +43,8 @@ from result_measure import code_digest, measure_arm
 from result_table import replace_tables, summarise_rows, tables
 
 import hfq
-from hfq.convert.atomic import write_file
 from hfq.convert.provenance import machine, software
+from hfq.schema.atomic import write_file
 
 RESULTS: Final = "results.json"
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hfq.schema.atomic import publish_folder, refuse_existing, write_file
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.documents import read_document, validate
 from hfq.schema.errors import UsageError
 
 from .analysis_html import render_analysis
-from .atomic import publish_folder, refuse_existing, write_file
 from .calibration import Calibration, load_calibration
 from .checkpoint import Checkpoint
 from .expert import Expert

@@ -13,9 +13,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from hfq.schema.atomic import refuse_existing
 from hfq.schema.errors import InterruptedRunError, UsageError
 
-from .atomic import refuse_existing
 from .calibration import Calibration, load_calibration
 from .calibration_estimate import Estimate, estimate, input_groups
 from .calibration_options import CalibrationOptions

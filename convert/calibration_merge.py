@@ -18,11 +18,11 @@ from typing import Any, Final
 
 import torch
 
+from hfq.schema.atomic import publish_folder, refuse_existing, write_file
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.documents import validate
 from hfq.schema.errors import CalibrationMergeError, UsageError
 
-from .atomic import publish_folder, refuse_existing, write_file
 from .calibration import DOCUMENT, STATISTICS, Calibration, load_calibration
 from .calibration_layout import CallPlan, GroupPlan
 from .group_statistics import GroupStatistics

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from hfq.schema.atomic import fsync_folder, publish_folder, refuse_existing, write_file
 from hfq.schema.canonical import canonical_json
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import HfqError, MalformedFileError, ResumeMismatchError, UsageError
 
-from .atomic import fsync_folder, publish_folder, refuse_existing, write_file
 from .calibration import PARTS
 from .calibration_layout import CallPlan, GroupPlan
 from .calibration_merge import HEADER, merge_into, open_leaves, write_calibration

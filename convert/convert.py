@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import torch
 
+from hfq.schema.atomic import publish_folder, refuse_existing, write_file
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.documents import validate
 from hfq.schema.errors import HfqError, ResumeMismatchError, UnreadableFileError
 
 from .analyze import Analysis
 from .architecture import Site
-from .atomic import publish_folder, refuse_existing, write_file
 from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
 from .clip_choice import choose_headrooms, error_at

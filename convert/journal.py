@@ -17,11 +17,11 @@ from typing import Any, BinaryIO, Final
 
 from torch import Tensor
 
+from hfq.schema.atomic import fsync_folder, write_file
 from hfq.schema.canonical import canonical_json
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import DigestMismatchError, HfqError, MalformedFileError, OutputExistsError, ResumeMismatchError
 
-from .atomic import fsync_folder, write_file
 from .calibration import file_sha256
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE
 from .safetensors_file import SafetensorsFile

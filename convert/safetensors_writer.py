@@ -16,9 +16,9 @@ from typing import BinaryIO, Final
 import torch
 from torch import Tensor
 
+from hfq.schema.atomic import atomic_file
 from hfq.schema.errors import UsageError
 
-from .atomic import atomic_file
 from .safetensors_file import TORCH_DTYPES
 
 __all__ = ["SafetensorsWriter", "TensorPlan", "tensor_bytes", "write_safetensors"]

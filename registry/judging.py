@@ -6,7 +6,7 @@ What counts and what it means is decided in `scores/`; here the rows are brought
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -172,33 +172,44 @@ def compare_variants(session: Session, first: Variant, second: Variant) -> Compa
     Raises:
         NotComparableError: there is none.
     """
-    theirs = read_scores(session, second.id)
-    comparisons: list[Comparison] = []
-    settings: dict[str, SettingDifference] = {}
-    left_out: list[str] = []
-    for ours in read_scores(session, first.id):
-        name = f"{ours.scores.metric_suite} {ours.scores.metric}"
-        other = _counterpart(ours, theirs)
-        if other is None:
-            left_out.append(f"{name}: {second} has none")
-            continue
-        try:
-            pairs = pair_scores(ours.scores, other.scores)
-        except NotComparableError as error:
-            left_out.append(f"{name}: {error.what}")
-            continue
-        comparisons.append(compare(pairs))
-        settings |= {str(found): found for found in compare_settings(ours.settings, other.settings)}
-    if not comparisons:
+    paired = _pair_all(read_scores(session, first.id), read_scores(session, second.id), str(second))
+    if not paired.pairs:
         raise NotComparableError(
             "nothing to compare",
             where=f"{first} and {second}",
-            found="; ".join(left_out) or f"{first} has no score",
+            found="; ".join(paired.left_out) or f"{first} has no score",
             todo="`hfq score import` or `hfq score measure` both, on the same prompts",
         )
     order = ("decisive", "unknown", "minor")
-    ranked = sorted(settings.values(), key=lambda found: (order.index(found.kind), found.name))
-    return Compared(tuple(comparisons), tuple(ranked), tuple(left_out))
+    ranked = sorted(paired.settings.values(), key=lambda found: (order.index(found.kind), found.name))
+    return Compared(tuple(compare(pairs) for pairs in paired.pairs), tuple(ranked), tuple(paired.left_out))
+
+
+@dataclass(slots=True)
+class _Paired:
+    """Metrics that two variants have, why others are left out, and how the settings of the two differ, by words."""
+
+    pairs: list[Pairs] = field(default_factory=list)
+    settings: dict[str, SettingDifference] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def _pair_all(ours: Iterable[StoredScore], theirs: Sequence[StoredScore], other: str) -> _Paired:
+    """Pair every metric of one variant with the same of `other`, video by video."""
+    found = _Paired()
+    for mine in ours:
+        name = f"{mine.scores.metric_suite} {mine.scores.metric}"
+        counterpart = _counterpart(mine, theirs)
+        if counterpart is None:
+            found.left_out.append(f"{name}: {other} has none")
+            continue
+        try:
+            found.pairs.append(pair_scores(mine.scores, counterpart.scores))
+        except NotComparableError as error:
+            found.left_out.append(f"{name}: {error.what}")
+            continue
+        found.settings |= {str(one): one for one in compare_settings(mine.settings, counterpart.settings)}
+    return found
 
 
 def _counterpart(ours: StoredScore, theirs: Iterable[StoredScore]) -> StoredScore | None:
@@ -227,30 +238,15 @@ def _judge(
     metrics = _metrics(policy.workload(workload))
     base_id = _delta(session, delta_id).base.id
     variant = Variant("delta", delta_id)
-    theirs = read_scores(session, base_id, metrics)
     seen = seen_prompts(session, variant)
-    pairs: list[Pairs] = []
-    settings: dict[str, SettingDifference] = {}
-    notes: list[str] = []
-    overlap: dict[str, str] = {}
-    stems: dict[str, None] = {}
-    for ours in read_scores(session, delta_id, metrics):
-        name = f"{ours.scores.metric_suite} {ours.scores.metric}"
-        stems |= dict.fromkeys(video.stem for video in ours.scores.videos)
-        overlap[name] = overlap_of(ours, seen)
-        other = _counterpart(ours, theirs)
-        if other is None:
-            notes.append(f"{name}: the base has none")
-            continue
-        try:
-            pairs.append(pair_scores(ours.scores, other.scores))
-        except NotComparableError as error:
-            notes.append(f"{name}: {error.what}")
-            continue
-        settings |= {str(found): found for found in compare_settings(ours.settings, other.settings)}
+    scores = read_scores(session, delta_id, metrics)
+    paired = _pair_all(scores, read_scores(session, base_id, metrics), "the base")
+    notes = paired.left_out
+    overlap = {f"{one.scores.metric_suite} {one.scores.metric}": overlap_of(one, seen) for one in scores}
+    stems = dict.fromkeys(video.stem for one in scores for video in one.scores.videos)
     outcomes = read_reviews(session, delta_id)
     review = count_reviews(outcomes, stems) if outcomes else None
-    evidence = Evidence(pairs, tuple(settings.values()), seen.all, review)
+    evidence = Evidence(paired.pairs, tuple(paired.settings.values()), seen.all, review)
     result = evaluate(policy, workload, evidence, content_class=content_class)
     if seen.selection is None and policy.workload(workload).held_out:
         notes.append("selection prompts not known: overlap with them cannot be ruled out")

@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hfq.convert.atomic import fsync_folder
 from hfq.convert.checkpoint import Checkpoint
+from hfq.convert.clip import BINS
 from hfq.convert.delta import Delta
 from hfq.convert.progress import Progress, Silent
+from hfq.schema.atomic import fsync_folder
 from hfq.schema.errors import OutputExistsError, UsageError
 from hfq.schema.version import VERSION
 
 from .functions import attach_functions
 from .nodes import Finished, finish
+from .origin import profile_of
 from .payload import payload, quantized_sites
 from .scope import Scope
 from .trace import trace
@@ -34,8 +36,6 @@ IR_VERSIONS: Final = {18: 9, 23: 10}
 
 _EMBED_BYTES: Final = 1 << 30
 """A protobuf message ends at 2 GiB; weights up to here stay inside the file."""
-
-BINS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Export:
         sites: quantized linears.
         kept: linears in BF16.
         quantized_weights: number of weights in quantized linears.
-        seconds: wall time: tracing, weights, all.
+        seconds: wall time: weights, trace (with writing the graphs), all.
     """
 
     role: str
@@ -163,24 +163,21 @@ def export_onnx(
     bins = _bins(tables, bin)
     bar = progress or Silent()
     started = time.perf_counter()
-    if scope.kind != "model":
-        for _ in payload(delta, base, role, scope):  # a wrong base is known before the long part
-            pass
-    bar.note(f"tracing {role} {scope}: this takes about four seconds a block and says nothing")
-    graph = finish(trace(delta, architecture, role, scope, opset), IR_VERSIONS[opset])
-    traced = time.perf_counter()
     inside = [site for site in architecture.sites() if scope.holds(site.name)]
     done = Export(role, scope, opset, IR_VERSIONS[opset], len(sites), len(inside) - len(sites), 0)
     done.quantized_weights = sum(site.in_features * site.out_features for site in inside if site.name in set(sites))
     with _temporary(path.parent) as folder:
-        weights = WeightsFile(folder / f"{path.name}.data", graph.model.graph)
-        bar.start("weights", len(graph.model.graph.initializers), "tensors")
+        # The weights first: they tell a wrong base, and tracing is the long part.
+        weights = WeightsFile(folder / f"{path.name}.data")
+        bar.start("weights", sum(scope.holds(name) for name in architecture.tensors()), "tensors")
         with weights:
-            for name, tensor in payload(delta, base, role, scope):
+            for name, tensor in payload(delta, base, role, scope, bar):
                 weights.add(name, tensor)
-                bar.advance()
         bar.finish()
-        weights.check_complete()
+        written = time.perf_counter()
+        bar.note(f"tracing {role} {scope}; for a whole model this takes minutes")
+        graph = finish(trace(delta, architecture, role, scope, opset), IR_VERSIONS[opset])
+        weights.attach(graph.model.graph)
         external = weights.size_bytes > _EMBED_BYTES or len(bins) > 1
         made = _models(graph, external, _metadata(delta, role, scope, graph, tables), bins, inline)
         moves = []
@@ -194,8 +191,8 @@ def export_onnx(
             done.data, done.data_bytes = path.with_name(weights.path.name), weights.size_bytes
             moves.insert(0, (weights.path, done.data))
         _publish(moves)
-    done.seconds = {"trace": traced - started, "weights": time.perf_counter() - traced}
-    done.seconds["all"] = time.perf_counter() - started
+    ended = time.perf_counter()
+    done.seconds = {"weights": written - started, "trace": ended - written, "all": ended - started}
     return done
 
 
@@ -261,8 +258,6 @@ def _metadata(
     delta: Delta, role: str, scope: Scope, graph: Finished, tables: list[Mapping[str, Any]]
 ) -> dict[str, str]:
     """Where the graph comes from, as a runtime shows it."""
-    weight, activation = delta.recipe.weight, delta.recipe.activation
-    profiles = {str(table.get("profile")) for table in (weight, activation) if table["format"] == "hif4"}
     found = {
         "hfq.version": VERSION,
         "hfq.delta": delta.id,
@@ -270,7 +265,7 @@ def _metadata(
         "hfq.base_root": delta.root(role),
         "hfq.role": role,
         "hfq.scope": str(scope),
-        "hfq.profile": ", ".join(sorted(profiles)) or "hif8",
+        "hfq.profile": profile_of(delta),
         "hfq.sites": json.dumps(graph.sites, sort_keys=True, separators=(",", ":")),
     }
     if graph.by_bin:  # every table of an expert has the same edges, which reading the delta has checked

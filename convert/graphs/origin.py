@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hfq.convert.clip import BINS
+from hfq.convert.delta import Delta
 from hfq.schema.documents import parse_json
 from hfq.schema.errors import GraphMetadataError, MalformedFileError, UsageError
 
-from .export import BINS
 from .onnx_file import OnnxFile
 from .scope import Scope
 
-__all__ = ["Origin", "Places", "read_origin"]
+__all__ = ["Origin", "Places", "profile_of", "read_origin"]
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ROLES: Final = ("high_noise", "low_noise", "single")
@@ -54,6 +55,12 @@ class Origin:
     recipe: str
     version: str
     sites: Mapping[str, Places]
+
+
+def profile_of(delta: Delta) -> str:
+    """The entry `hfq.profile` of a delta's graphs: its HiFloat4 profiles, or "hif8"."""
+    tables = [table for table in (delta.recipe.weight, delta.recipe.activation) if table["format"] == "hif4"]
+    return ", ".join(sorted({str(table["profile"]) for table in tables})) or "hif8"
 
 
 def read_origin(file: OnnxFile) -> Origin:

@@ -16,7 +16,7 @@ from hfq.schema.errors import HfqError
 
 from .levels import Level
 from .onnx_file import OnnxFile
-from .origin import Origin
+from .origin import Origin, profile_of
 from .payload import quantized_sites
 from .scope import Axis, graph_inputs
 from .site_nodes import SiteNodes, locate_sites
@@ -42,7 +42,7 @@ def check_origin(
         ("hfq.delta", delta.id, origin.delta),
         ("hfq.role", role or origin.role, origin.role),
         ("hfq.recipe", delta.recipe.name, origin.recipe),
-        ("hfq.profile", _profile(delta), origin.profile),
+        ("hfq.profile", profile_of(delta), origin.profile),
     ):
         if expected != found:
             level.fail(key, f"the graph is of another {key.removeprefix('hfq.')}", expected, found)
@@ -78,11 +78,6 @@ def _check_bin(file: OnnxFile, origin: Origin, delta: Delta, level: Level) -> No
     edges = next((json.dumps(op["edges"]) for op in ops if op["op"] == "clip"), None)
     if file.metadata.get("hfq.edges") != edges:
         level.fail("hfq.edges", "other edges of the timestep bins", edges, file.metadata.get("hfq.edges"))
-
-
-def _profile(delta: Delta) -> str:
-    tables = [table for table in (delta.recipe.weight, delta.recipe.activation) if table["format"] == "hif4"]
-    return ", ".join(sorted({str(table["profile"]) for table in tables})) or "hif8"
 
 
 def _figures(file: OnnxFile) -> dict[str, Any]:

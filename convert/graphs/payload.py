@@ -12,6 +12,7 @@ from hfq.convert.apply import base_mismatch
 from hfq.convert.checkpoint import Checkpoint
 from hfq.convert.delta import Delta
 from hfq.convert.ops import ColumnsOp, LowRankOp, MaskOp, RotateOp
+from hfq.convert.progress import Progress
 from hfq.convert.restore import RestoredSite, restore_site
 from hfq.convert.safetensors_writer import tensor_bytes
 from hfq.formats import hif4
@@ -28,12 +29,17 @@ def quantized_sites(delta: Delta, role: str, scope: Scope) -> list[str]:
     return [site for site in delta.quantized(role) if scope.holds(site)]
 
 
-def payload(delta: Delta, base: Checkpoint, role: str, scope: Scope) -> Iterator[tuple[str, Tensor]]:
+def payload(
+    delta: Delta, base: Checkpoint, role: str, scope: Scope, progress: Progress | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Every initializer that holds a weight, one after the other, so that no more than one site is in memory.
 
     Quantized sites give `SITE.w_codes` uint8 [N, 32 G] and `SITE.w_scale` uint8 [N, G, 4] (HiFloat8: uint8 [N, K] and
     float32 [N, 1] or []), `SITE.bias` BF16 [N] and the tensors of their ops; everything else is the base's tensor in
     BF16 under its canonical name. A model's rotary tables, which no checkpoint holds, are float32.
+
+    Args:
+        progress: advances by one for each tensor of the base.
 
     Raises:
         WrongBaseError, WrongRoleError, DigestMismatchError, and what reading the base raises.
@@ -51,6 +57,8 @@ def payload(delta: Delta, base: Checkpoint, role: str, scope: Scope) -> Iterator
                 yield f"{site}.{local}", value
         else:
             yield name, tensor
+        if progress is not None:
+            progress.advance()
     if scope.kind == "model":
         for name, table in empty_graph(expert.architecture, scope).named_buffers():
             yield name.removeprefix("part."), table

@@ -112,11 +112,11 @@ def _merge(sources: tuple[str, ...], out: str | None, as_json: bool) -> None:
 def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> None:
     import torch
 
-    from hfq.convert.atomic import refuse_existing
     from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate, plan_run
     from hfq.convert.pipeline_plan import plan_model
     from hfq.convert.pipelines import check_device, load_model
     from hfq.convert.prompts import read_prompts
+    from hfq.schema.atomic import refuse_existing
 
     prompts = read_prompts(given["prompts"])
     options = CalibrationOptions(

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from hfq.console import emit, format_bytes, format_seconds, json_option, note
-from hfq.convert.atomic import refuse_existing
+from hfq.schema.atomic import refuse_existing
 from hfq.schema.errors import HfqError
 
 __all__ = ["demo_command"]

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from hfq.console import emit, json_option
-from hfq.convert.atomic import write_file
 from hfq.convert.report_html import render_report
 from hfq.paths import open_delta
+from hfq.schema.atomic import write_file
 from hfq.schema.documents import read_document
 from hfq.schema.errors import MalformedFileError, OutputExistsError, UsageError
 

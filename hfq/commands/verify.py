@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hfq.console import BarProgress, emit, json_option, json_text
-from hfq.convert.atomic import write_file
 from hfq.convert.checkpoint import Checkpoint, open_checkpoint
 from hfq.convert.delta import Delta
 from hfq.convert.delta_inspect import short_id
 from hfq.convert.verify import Verification, verify
 from hfq.paths import open_delta
+from hfq.schema.atomic import write_file
 from hfq.schema.errors import CalibrationBaseError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from hfq.schema.atomic import fsync_folder
 from hfq.schema.errors import OutputExistsError, UsageError
 
 __all__ = ["new_file"]
@@ -35,14 +36,6 @@ def new_file(path: Path) -> Iterator[Path]:
         if path.exists() or path.is_symlink():
             raise exists
         os.rename(temporary, path)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

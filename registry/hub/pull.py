@@ -13,6 +13,7 @@ from typing import Any, Final
 from huggingface_hub import hf_hub_url
 from huggingface_hub.file_download import http_get
 
+from hfq.schema.atomic import publish_folder
 from hfq.schema.documents import read_document
 from hfq.schema.errors import (
     DigestMismatchError,
@@ -230,16 +231,6 @@ def _check_text(path: Path, where: str) -> None:
 
 def _publish(partial: Path, out: Path) -> None:
     """Give the verified folder its name; an `out` that appeared meanwhile is not replaced."""
-    _fsync_folder(partial)
     if out.exists() or out.is_symlink():  # renaming onto an empty folder would succeed
         raise OutputExistsError("the output appeared meanwhile", where=out, todo="choose another name, or remove it")
-    os.rename(partial, out)
-    _fsync_folder(out.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    publish_folder(partial, out)
