@@ -41,6 +41,7 @@ COMMANDS: dict[str, str] = {
     "lineage": "registry",
     "alias": "registry",
     "score": "scores",
+    "leaderboard": "leaderboard",
     "compare": "gates",
     "gate": "gates",
     "route": "gates",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -13,22 +12,15 @@ from sqlalchemy.orm import Session
 from hfq.schema.canonical import canonical_json, sha256_hex
 from hfq.schema.errors import HfqError, UnreadableFileError
 
+from .check_clips import check_clips
+from .check_scores import check_scores, unknown_variants
 from .database import Database
+from .finding import Finding
 from .folder import base_id, read_delta_folder
 from .models import Base, Delta, Edge, KeptSite, Location, Recipe
 from .text import display_id
 
 __all__ = ["Finding", "check_database"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is not as it was written. `exit_code` 0 is a note, 1 a damaged database, 3 changed content."""
-
-    code: str
-    where: str
-    what: str
-    exit_code: int
 
 
 def check_database(database: Database) -> list[Finding]:
@@ -42,7 +34,8 @@ def check_database(database: Database) -> list[Finding]:
         findings = list(_damage(session))
         if findings:  # the rows of a damaged file would only repeat the same news
             return findings
-        findings += _contradictions(session)
+        for part in (_contradictions, check_clips, check_scores, unknown_variants):
+            findings += part(session)
         places = session.execute(sa.select(Location.folder, Delta.id).join(Delta).order_by(Location.key)).all()
     # Folders are read after the session: reading gigabytes must not keep a snapshot open.
     return findings + [finding for folder, delta_id in places for finding in _folder(Path(folder), delta_id)]
@@ -87,6 +80,11 @@ def _contradictions(session: Session) -> Iterator[Finding]:
         missing = sa.select(Delta.id).join(parent, parent.key == key).where(~edge.exists())
         for delta_id in session.scalars(missing):
             yield Finding("edges", display_id(delta_id), f"its edge {relation} is missing", 1)
+    orphans = sa.select(Edge.child_id, Edge.relation).where(
+        ~sa.select(Delta.key).where(Delta.id == Edge.child_id).exists()
+    )
+    for child_id, relation in session.execute(orphans):
+        yield Finding("edges", display_id(child_id), f"an edge {relation} of a delta that is not registered", 1)
 
 
 def _folder(folder: Path, delta_id: str) -> Iterator[Finding]:

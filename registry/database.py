@@ -1,6 +1,7 @@
 """Connections to the registry's file: who may write, when the lock is taken, and what a reader does without a file.
 
-- One connection per transaction: nothing is carried across a fork, and the file stands alone when nobody works.
+- One connection per transaction: nothing is carried across a fork, and the file stands alone when nobody works. Who
+  has much to write keeps one more open meanwhile, which is never used (`hold`).
 - A writer begins with BEGIN IMMEDIATE: the lock is taken before anything is looked up, so two writers cannot both find
   a row missing. A reader begins with plain BEGIN under query_only.
 - WAL, synchronous=FULL: readers never wait, and a registration that was reported survives a power cut.
@@ -34,7 +35,7 @@ from hfq.schema.errors import (
 )
 
 from .address import Address
-from .score_models import Table  # through the last of the models: all tables are known
+from .selection_models import Table  # through the last of the models: all tables are known
 
 __all__ = ["BUSY_TIMEOUT_S", "Database", "connect_for_writing", "require_current", "revision_of", "translated_errors"]
 
@@ -197,8 +198,28 @@ class Database:
         path = address.path
         self._reader = sa.create_engine("sqlite://", creator=lambda: _connect_for_reading(path), poolclass=NullPool)
         self._writer = sa.create_engine("sqlite://", creator=lambda: connect_for_writing(path), poolclass=NullPool)
+        self._anchor: sqlite3.Connection | None = None
         sa.event.listen(self._reader, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         sa.event.listen(self._writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+
+    def hold(self) -> None:
+        """Keep the write-ahead log between transactions: the last connection to close would move it into the file.
+
+        That takes several waits for the disk, a commit takes one. Nothing is held where there is no registry yet.
+        """
+        if self._anchor is None and self.revision() is not None:
+            with translated_errors(self.path):
+                anchor = sqlite3.connect(
+                    _uri(self.path, "mode=rw"), uri=True, isolation_level=None, check_same_thread=False
+                )
+                anchor.execute("SELECT count(*) FROM sqlite_master").fetchone()  # joins those who use the log
+                self._anchor = anchor
+
+    def release(self) -> None:
+        """The end of `hold`: the file stands alone again when nobody else works."""
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
 
     def exists(self) -> bool:
         """Whether there is a file.

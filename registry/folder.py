@@ -88,6 +88,8 @@ class DeltaFacts:
     recipe_json: str
     calibration_id: str | None
     prompts: tuple[str, ...]
+    analysis_id: str | None
+    selection_prompts: tuple[str, ...]
     state_sha256: str
     state_size_bytes: int
     state_tensors: int
@@ -126,6 +128,7 @@ def read_delta_folder(folder: str | os.PathLike[str]) -> DeltaFacts:
     _check_state(path / STATE, document["state"])
     recipe = document["recipe"]
     calibration = document["calibration"]
+    analysis = (document["selection"] or {}).get("analysis")
     routes = [(expert, site, entry) for expert, sites in document["sites"].items() for site, entry in sites.items()]
     return DeltaFacts(
         id=document["id"],
@@ -139,6 +142,8 @@ def read_delta_folder(folder: str | os.PathLike[str]) -> DeltaFacts:
         recipe_json=canonical_json(recipe).decode(),
         calibration_id=calibration["id"] if calibration else None,
         prompts=tuple(calibration["prompts"]) if calibration else (),
+        analysis_id=analysis["id"] if analysis else None,
+        selection_prompts=tuple(analysis["prompts"]) if analysis else (),
         state_sha256=document["state"]["sha256"],
         state_size_bytes=document["state"]["size_bytes"],
         state_tensors=document["state"]["tensors"],

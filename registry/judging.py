@@ -12,17 +12,15 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from hfq.schema.canonical import content_id
-from hfq.schema.documents import read_document
-from hfq.schema.errors import AmbiguousIdError, HfqError, NotComparableError, UnknownIdError
+from hfq.schema.errors import AmbiguousIdError, NotComparableError, UnknownIdError
 
 from .clips.clip_document import Variant
-from .folder import DOCUMENT, claims_id
+from .folder import claims_id
 from .lookup import MIN_PREFIX_DIGITS, resolve
-from .models import Base, Delta
+from .models import Base, BaseExpert, Delta
+from .prompts import Seen, describe_overlap, seen_by_deltas
 from .score_store import StoredScore, read_measurements, read_reviews, read_scores, scored_deltas
 from .scores.gate import Evidence, GateResult, evaluate
-from .scores.overlap import Overlap, find_overlap
 from .scores.paired import Comparison, Pairs, compare, pair_scores
 from .scores.policy import Policy, Workload
 from .scores.routing import Candidate, Route, route
@@ -36,13 +34,11 @@ __all__ = [
     "Demand",
     "Gated",
     "Routed",
-    "Seen",
     "compare_variants",
     "find_base",
     "gate_delta",
     "overlap_of",
     "route_base",
-    "seen_prompts",
 ]
 
 
@@ -61,18 +57,6 @@ class Demand:
     budget: float | None = None
     content_class: str | None = None
     bits_of: BitsOf | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Hashes of the prompts that a variant was made with. `selection` is None where nobody can say any more."""
-
-    calibration: tuple[str, ...] = ()
-    selection: tuple[str, ...] | None = ()
-
-    @property
-    def all(self) -> frozenset[str]:
-        return frozenset(self.calibration).union(self.selection or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,64 +90,41 @@ class Routed:
 
 
 def find_base(session: Session, text: str | None) -> str:
-    """The id of a registered base from `base:` and a prefix or a bare prefix; without text, of the only one.
+    """The id of a registered base from the first digits of its id or of a bf16 root; without text, of the only one.
 
     Raises:
         UnknownIdError, AmbiguousIdError
     """
-    if text is None:
-        found = session.scalars(sa.select(Base.id).order_by(Base.id).limit(6)).all()
-        if len(found) > 1:
-            raise AmbiguousIdError(
-                "several bases are registered",
-                found=", ".join(display_id(one, "base") for one in found),
-                todo="say which with --base",
-            )
-        if not found:
-            raise UnknownIdError("no base is registered", todo="`hfq register DELTA` registers its base as well")
-        return found[0]
-    digits = text.lower().removeprefix("base:")
-    if len(digits) < MIN_PREFIX_DIGITS or not set(digits) <= set("0123456789abcdef"):
-        raise UnknownIdError("no base has this id", found=repr(text), expected="base: and at least 4 hex digits")
-    found = session.scalars(sa.select(Base.id).where(Base.id.startswith(digits)).order_by(Base.id).limit(6)).all()
-    if not found:
-        raise UnknownIdError("no base has this id", found=repr(text), todo="`hfq list` shows what is registered")
+    query = sa.select(Base.id).order_by(Base.id).limit(6)
+    if text is not None:
+        digits = text.lower().removeprefix("base:")
+        if len(digits) < MIN_PREFIX_DIGITS or not set(digits) <= set("0123456789abcdef"):
+            raise UnknownIdError("no base has this id", found=repr(text), expected="base: and at least 4 hex digits")
+        by_root = sa.select(BaseExpert.base_key).where(BaseExpert.bf16_root.startswith(digits))
+        query = query.where(sa.or_(Base.id.startswith(digits), Base.key.in_(by_root)))
+    found = session.scalars(query).all()
     if len(found) > 1:
         raise AmbiguousIdError(
-            "several bases begin like this",
-            expected="more digits",
+            "several bases are registered" if text is None else "several bases begin like this",
+            expected=None if text is None else "more digits",
             found=", ".join(display_id(one, "base") for one in found),
+            todo="say which with --base" if text is None else None,
+        )
+    if not found:
+        raise UnknownIdError(
+            "no base is registered" if text is None else "no base has this id",
+            found=None if text is None else repr(text),
+            todo="`hfq register DELTA` registers its base as well" if text is None else "`hfq list` shows the bases",
         )
     return found[0]
 
 
-def seen_prompts(session: Session, variant: Variant) -> Seen:
-    """Prompts of a delta's calibration, from the registry, and of its selection, from its folder."""
-    if variant.kind == "base":
-        return Seen()
-    row = _delta(session, variant.id)
-    calibration = row.calibration
-    prompts = () if calibration is None else tuple(prompt.sha256 for prompt in calibration.prompts)
-    return Seen(prompts, _selection_prompts(row))
-
-
-def _selection_prompts(row: Delta) -> tuple[str, ...] | None:
-    for place in row.locations:
-        try:
-            document = read_document(f"{place.folder}/{DOCUMENT}", "ptq-state")
-        except HfqError:
-            continue
-        if document["id"] == row.id == content_id(document):
-            analysis = (document["selection"] or {}).get("analysis")
-            return () if analysis is None else tuple(analysis["prompts"])
-    return None
-
-
-def overlap_of(stored: StoredScore | Pairs, seen: Seen) -> str:
-    """What is known of the prompts of a score, as one line."""
+def overlap_of(stored: StoredScore | Pairs, seen: Seen | None) -> str | None:
+    """What is known of the prompts of a score, as one line; None for a base, which is made with no prompts."""
+    if seen is None:
+        return None
     videos = stored.pairs if isinstance(stored, Pairs) else stored.scores.videos
-    found: Overlap = find_overlap((video.prompt_sha256 for video in videos), seen.calibration, seen.selection or ())
-    return str(found) if seen.selection is not None else f"{found}; selection prompts not known"
+    return describe_overlap([video.prompt_sha256 for video in videos], seen)
 
 
 def compare_variants(session: Session, first: Variant, second: Variant) -> Compared:
@@ -237,12 +198,16 @@ def _judge(
 ) -> tuple[Gated, ReviewCounts | None]:
     metrics = _metrics(policy.workload(workload))
     base_id = _delta(session, delta_id).base.id
-    variant = Variant("delta", delta_id)
-    seen = seen_prompts(session, variant)
+    seen = seen_by_deltas(session, [delta_id])[delta_id]
     scores = read_scores(session, delta_id, metrics)
     paired = _pair_all(scores, read_scores(session, base_id, metrics), "the base")
     notes = paired.left_out
-    overlap = {f"{one.scores.metric_suite} {one.scores.metric}": overlap_of(one, seen) for one in scores}
+    overlap = {
+        f"{one.scores.metric_suite} {one.scores.metric}": describe_overlap(
+            [video.prompt_sha256 for video in one.scores.videos], seen
+        )
+        for one in scores
+    }
     stems = dict.fromkeys(video.stem for one in scores for video in one.scores.videos)
     outcomes = read_reviews(session, delta_id)
     review = count_reviews(outcomes, stems) if outcomes else None
@@ -262,7 +227,7 @@ def route_base(session: Session, policy: Policy, workload: str, base_id: str, de
     """
     rules = policy.workload(workload)
     on_base = session.scalars(sa.select(Delta.id).join(Base).where(Base.id == base_id).order_by(Delta.id)).all()
-    scored = set(scored_deltas(session, _metrics(rules)))
+    scored = set(scored_deltas(session, base_id, _metrics(rules)))
     gates: dict[str, Gated] = {}
     candidates: list[Candidate] = []
     for delta_id in (one for one in on_base if one in scored):

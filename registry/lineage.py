@@ -10,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from .hub_records import describe_copy
 from .models import Alias, Base, Calibration, Delta, Edge, Recipe
 from .records import DeltaRecord, RecipeRecord, StageRecord
 from .text import display_id, mermaid_label, printable
@@ -173,12 +174,18 @@ def render_text(lineage: Lineage) -> str:
             trust = ", hash taken on trust" if file.trusted else ""
             say("", f"  {printable(file.name)}  {file.size_bytes} bytes  sha256 {file.sha256}{trust}")
             say("", f"    layout {printable(file.layout)}, exact root {file.exact_root}")
+    for tied in delta.base.hub:
+        say("", f"on the Hub: {printable(tied.url, 1000)}")
+        for on_hub in tied.files:
+            say("", f"  {on_hub.role}: {printable(on_hub.path, 1000)}  sha256 {on_hub.sha256}")
     say("sites", f"{delta.quantized} quantized, {len(delta.kept)} kept")
     kept = Counter((entry.expert, entry.reason) for entry in delta.kept)
     for (expert_role, reason), count in sorted(kept.items()):
         say("", f"{expert_role}: {count} kept, {printable(reason)}")
     for place in delta.locations:
         say("folder", printable(place.folder, 1000))
+    for copy in delta.hub:
+        say("hub", describe_copy(copy))
     for sibling in lineage.siblings[:SIBLINGS_SHOWN]:
         names = f"  ({', '.join(sibling.aliases)})" if sibling.aliases else ""
         shared = " and ".join(
@@ -223,9 +230,14 @@ def render_mermaid(lineage: Lineage) -> str:
         for number, file in enumerate(expert.witnesses):
             witness = node(f"file_{expert.role}_{number}", [file.name, f"sha256 {file.sha256[:12]}"], "([])")
             arrows.append(f"  {witness} --> {name}")
+    for number, tied in enumerate(delta.base.hub):
+        arrows.append(f"  {node(f'base_hub_{number}', [tied.repo, f'commit {tied.commit[:12]}'], '([])')} -.-> base")
     for number, edge in enumerate(lineage.edges):
         parent = names.get(edge.parent_id) or node(f"parent_{number}", [display_id(edge.parent_id, edge.parent_kind)])
         arrows.append(f'  {parent} -->|"{mermaid_label(edge.relation)}"| {target}')
+    for number, copy in enumerate(delta.hub):
+        name = node(f"hub_{number}", [copy.repo, f"commit {copy.commit[:12]}"], "([])")
+        arrows.append(f"  {name} -.-> {target}")
     for number, alias in enumerate(delta.aliases):
         arrows.append(f"  {node(f'alias_{number}', [alias], '([])')} -.-> {target}")
     return "\n".join(["flowchart LR", *nodes, *arrows])

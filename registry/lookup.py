@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, joinedload, selectinload
+from sqlalchemy.orm import Session, defer, joinedload, selectinload
 
 from hfq.schema.errors import AmbiguousIdError, UnknownIdError, UsageError
 
@@ -22,6 +22,7 @@ MIN_PREFIX_DIGITS: Final = 4
 
 _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 _CANDIDATES_SHOWN: Final = 5
+_MANY: Final = 2000
 _LIST_COMMAND: Final = "`hfq list` shows what is registered"
 
 
@@ -94,6 +95,9 @@ def find_deltas(session: Session, filters: Filters, limit: int | None) -> tuple[
     """
     conditions = _conditions(session, filters)
     total = session.scalar(sa.select(sa.func.count()).select_from(Delta).where(*conditions)) or 0
+    if limit is not None and total > _MANY:
+        # Of many, the newest are soon met in the order of the keys; through a filter's index all of them are sorted.
+        conditions = _conditions(session, filters, by_index=False)
     query = (
         sa.select(Delta)
         .where(*conditions)
@@ -101,7 +105,7 @@ def find_deltas(session: Session, filters: Filters, limit: int | None) -> tuple[
         .limit(limit)
         .options(
             joinedload(Delta.base).selectinload(Base.experts),
-            joinedload(Delta.recipe).selectinload(Recipe.stages),
+            joinedload(Delta.recipe).options(defer(Recipe.document), selectinload(Recipe.stages)),
             joinedload(Delta.calibration),
             selectinload(Delta.aliases),
         )
@@ -109,18 +113,39 @@ def find_deltas(session: Session, filters: Filters, limit: int | None) -> tuple[
     return tuple(delta_summary(row) for row in session.scalars(query)), total
 
 
-def _conditions(session: Session, filters: Filters) -> list[sa.ColumnElement[bool]]:
+def _conditions(session: Session, filters: Filters, *, by_index: bool = True) -> list[sa.ColumnElement[bool]]:
+    """What a delta must be like. `by_index=False` asks the same of expressions that no index serves."""
+
+    def of(column: sa.orm.InstrumentedAttribute[int]) -> sa.ColumnElement[int]:
+        return column.expression if by_index else column + 0
+
     conditions: list[sa.ColumnElement[bool]] = []
     if filters.base is not None:
-        conditions.append(Delta.base_key.in_(_bases(filters.base)))
+        conditions.append(of(Delta.base_key).in_(session.scalars(_bases(filters.base)).all()))
     if filters.preset is not None:
-        conditions.append(Delta.recipe_key.in_(sa.select(Recipe.key).where(Recipe.name == filters.preset)))
+        recipes = session.scalars(sa.select(Recipe.key).where(Recipe.name == filters.preset)).all()
+        conditions.append(of(Delta.recipe_key).in_(recipes))
     if filters.percentile is not None:
         stages = sa.select(RecipeStage.recipe_key).where(RecipeStage.percentile == filters.percentile)
-        conditions.append(Delta.recipe_key.in_(stages))
-    if filters.kept is not None:
-        conditions.append(_kept(session, filters.kept))
+        conditions.append(of(Delta.recipe_key).in_(session.scalars(stages.distinct()).all()))
+    if filters.kept is not None and filters.kept.isascii() and filters.kept.isdigit() and len(filters.kept) < 10:
+        conditions.append(of(Delta.kept) == int(filters.kept))
+    elif filters.kept is not None:
+        # The globs of recipes, decided by the same function as there; a registry has a few hundred distinct site names.
+        sites = [name for name in _sites(session) if fnmatch.fnmatchcase(name, filters.kept)]
+        kept = sa.select(KeptSite.delta_key).where(KeptSite.site.in_(sites))
+        conditions.append(
+            Delta.key.in_(kept) if by_index else kept.where(KeptSite.delta_key == Delta.key).correlate(Delta).exists()
+        )
     return conditions
+
+
+def _sites(session: Session) -> list[str]:
+    """Every name of a kept site, by one seek in the index each: DISTINCT would read all rows."""
+    names = sa.select(sa.func.min(KeptSite.site).label("site")).cte("names", recursive=True)
+    after = sa.select(sa.func.min(KeptSite.site)).where(KeptSite.site > names.c.site).scalar_subquery()
+    names = names.union_all(sa.select(after).where(names.c.site.is_not(None)))
+    return list(session.scalars(sa.select(names.c.site).where(names.c.site.is_not(None))))
 
 
 def _bases(text: str) -> sa.Select[int]:
@@ -129,12 +154,3 @@ def _bases(text: str) -> sa.Select[int]:
         raise UsageError("not a base", expected="the first hex digits of its bf16 root or id", found=repr(text))
     by_root = sa.select(BaseExpert.base_key).where(_starts_with(BaseExpert.bf16_root, digits))
     return sa.select(Base.key).where(sa.or_(Base.key.in_(by_root), _starts_with(Base.id, digits)))
-
-
-def _kept(session: Session, text: str) -> sa.ColumnElement[bool]:
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return Delta.kept == int(text)
-    # The globs of recipes, decided by the same function as there; a registry has a few hundred distinct site names.
-    names = session.scalars(sa.select(KeptSite.site).distinct())
-    matching = [name for name in names if fnmatch.fnmatchcase(name, text)]
-    return Delta.key.in_(sa.select(KeptSite.delta_key).where(KeptSite.site.in_(matching)))

@@ -28,9 +28,12 @@ __all__ = [
     "CalibrationPrompt",
     "Clip",
     "ClipSignature",
+    "ClipSketch",
     "Delta",
     "Edge",
     "Event",
+    "HubCopy",
+    "HubFile",
     "KeptSite",
     "Location",
     "Recipe",
@@ -79,6 +82,7 @@ class BaseExpert(Table):
     bf16_root: Mapped[str] = mapped_column(_Digest, index=True)
     tensors: Mapped[int] = mapped_column(Integer)
     witnesses: Mapped[list[Witness]] = relationship(order_by="Witness.layout, Witness.exact_root, Witness.name")
+    hub_files: Mapped[list[HubFile]] = relationship(order_by="HubFile.key")
 
 
 class Witness(Table):
@@ -166,6 +170,7 @@ class Delta(Table):
     kept_sites: Mapped[list[KeptSite]] = relationship(order_by="KeptSite.expert, KeptSite.site")
     locations: Mapped[list[Location]] = relationship(order_by="Location.key.desc()")
     aliases: Mapped[list[Alias]] = relationship(order_by="Alias.name", back_populates="delta")
+    hub_copies: Mapped[list[HubCopy]] = relationship(order_by="HubCopy.key.desc()")
 
 
 class KeptSite(Table):
@@ -200,6 +205,42 @@ class Location(Table):
     folder: Mapped[str] = mapped_column(Text, unique=True)
     created: Mapped[str] = mapped_column(String(40))
     registered_at: Mapped[str] = mapped_column(_Time)
+
+
+class HubCopy(Table):
+    """A commit on the Hub that holds a delta: it was pushed or pulled from here, or compared by digests (registered).
+
+    `tag` is the delta's own tag where that names this commit.
+    """
+
+    __tablename__ = "hub_copy"
+    __table_args__ = (
+        UniqueConstraint("delta_key", "endpoint", "repo", "commit"),
+        CheckConstraint("how IN ('pushed', 'pulled', 'registered')", name="how"),
+    )
+    key: Mapped[int] = mapped_column(_Key, primary_key=True)
+    delta_key: Mapped[int] = mapped_column(_Key, ForeignKey("delta.key", ondelete="CASCADE"))
+    endpoint: Mapped[str] = mapped_column(Text)
+    repo: Mapped[str] = mapped_column(String(200))
+    commit: Mapped[str] = mapped_column(String(40))
+    tag: Mapped[str | None] = mapped_column(String(200))
+    how: Mapped[str] = mapped_column(String(20))
+    recorded_at: Mapped[str] = mapped_column(_Time)
+
+
+class HubFile(Table):
+    """A checkpoint file that lies on the Hub at one commit, found there by its SHA-256."""
+
+    __tablename__ = "hub_file"
+    __table_args__ = (UniqueConstraint("expert_key", "sha256", "endpoint", "repo", "commit"),)
+    key: Mapped[int] = mapped_column(_Key, primary_key=True)
+    expert_key: Mapped[int] = mapped_column(_Key, ForeignKey("base_expert.key", ondelete="CASCADE"))
+    sha256: Mapped[str] = mapped_column(_Digest, index=True)
+    endpoint: Mapped[str] = mapped_column(Text)
+    repo: Mapped[str] = mapped_column(String(200))
+    commit: Mapped[str] = mapped_column(String(40))
+    path: Mapped[str] = mapped_column(Text)
+    tied_at: Mapped[str] = mapped_column(_Time)
 
 
 class Alias(Table):
@@ -255,8 +296,16 @@ class Clip(Table):
 
 
 class ClipSignature(Table):
-    """The perceptual signature of a clip, apart from its row: a scan reads nothing else."""
+    """The perceptual signature of a clip, apart from its row: an audit reads a few of them, and by key."""
 
     __tablename__ = "clip_signature"
+    clip_key: Mapped[int] = mapped_column(_Key, ForeignKey("clip.key", ondelete="CASCADE"), primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ClipSketch(Table):
+    """The sketch of a clip's signature, 130 bytes: an audit reads those of all clips. Every signature has one."""
+
+    __tablename__ = "clip_sketch"
     clip_key: Mapped[int] = mapped_column(_Key, ForeignKey("clip.key", ondelete="CASCADE"), primary_key=True)
     data: Mapped[bytes] = mapped_column(LargeBinary)

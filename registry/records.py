@@ -6,7 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .models import Base, Delta, Recipe
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from .hub_records import HubBaseRecord, HubCopyRecord, hub_bases, hub_copies
+from .models import Base, CalibrationPrompt, Delta, KeptSite, Recipe
 from .text import display_id
 
 __all__ = [
@@ -48,11 +52,12 @@ class ExpertRecord:
 
 @dataclass(frozen=True, slots=True)
 class BaseRecord:
-    """A base by its model-level id."""
+    """A base by its model-level id; `hub` are the commits that it is tied to, the last first."""
 
     id: str
     model_type: str
     experts: tuple[ExpertRecord, ...]
+    hub: tuple[HubBaseRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ class DeltaSummary:
 
 @dataclass(frozen=True, slots=True)
 class DeltaRecord:
-    """A registered delta with everything that it was made from."""
+    """A registered delta with everything that it was made from, and where it lies: here, and on the Hub."""
 
     id: str
     aliases: tuple[str, ...]
@@ -155,6 +160,7 @@ class DeltaRecord:
     registered_at: str
     locations: tuple[LocationRecord, ...]
     events: tuple[EventRecord, ...]
+    hub: tuple[HubCopyRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The document of `hfq show --json`."""
@@ -162,7 +168,7 @@ class DeltaRecord:
 
 
 def base_record(row: Base) -> BaseRecord:
-    """A base with its experts and witnesses."""
+    """A base with its experts, witnesses and commits on the Hub."""
     experts = tuple(
         ExpertRecord(
             expert.role,
@@ -175,7 +181,7 @@ def base_record(row: Base) -> BaseRecord:
         )
         for expert in row.experts
     )
-    return BaseRecord(row.id, row.model_type, experts)
+    return BaseRecord(row.id, row.model_type, experts, hub_bases(row))
 
 
 def recipe_record(row: Recipe) -> RecipeRecord:
@@ -187,19 +193,31 @@ def recipe_record(row: Recipe) -> RecipeRecord:
     return RecipeRecord(row.id, row.name, row.weight_format, row.activation_format, stages, document)
 
 
-def delta_record(row: Delta, events: tuple[EventRecord, ...]) -> DeltaRecord:
+def calibration_prompts(session: Session, calibration_key: int) -> tuple[str, ...]:
+    """The hashes of a calibration's prompts, in its order."""
+    query = sa.select(CalibrationPrompt.sha256).where(CalibrationPrompt.calibration_key == calibration_key)
+    return tuple(session.scalars(query.order_by(CalibrationPrompt.position)))
+
+
+def delta_record(session: Session, row: Delta, events: tuple[EventRecord, ...]) -> DeltaRecord:
     """Everything about one delta."""
     calibration = row.calibration
+    # Columns and not objects: hundreds of rows that are only passed on.
+    kept = session.execute(
+        sa.select(KeptSite.expert, KeptSite.site, KeptSite.reason)
+        .where(KeptSite.delta_key == row.key)
+        .order_by(KeptSite.expert, KeptSite.site)
+    )
     return DeltaRecord(
         id=row.id,
         aliases=tuple(alias.name for alias in row.aliases),
         base=base_record(row.base),
         recipe=recipe_record(row.recipe),
-        calibration=CalibrationRecord(calibration.id, tuple(prompt.sha256 for prompt in calibration.prompts))
+        calibration=CalibrationRecord(calibration.id, calibration_prompts(session, calibration.key))
         if calibration
         else None,
         quantized=row.quantized,
-        kept=tuple(KeptRecord(kept.expert, kept.site, kept.reason) for kept in row.kept_sites),
+        kept=tuple(KeptRecord(expert, site, reason) for expert, site, reason in kept),
         state_sha256=row.state_sha256,
         state_size_bytes=row.state_size_bytes,
         state_tensors=row.state_tensors,
@@ -207,6 +225,7 @@ def delta_record(row: Delta, events: tuple[EventRecord, ...]) -> DeltaRecord:
         registered_at=row.registered_at,
         locations=tuple(LocationRecord(place.folder, place.created, place.registered_at) for place in row.locations),
         events=events,
+        hub=hub_copies(row),
     )
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
-from hfq.migrations import HEAD, REVISIONS
 from hfq.schema.documents import read_document
 from hfq.schema.errors import ContradictedClaimError, FolderGoneError, MissingPathError, UnknownIdError, UsageError
 
@@ -24,44 +22,33 @@ from .clips.store import RecordedClip, RegisteredClips, record_clip
 from .clips.stream import open_clip
 from .database import Database
 from .events import events_of, record_event
-from .folder import DOCUMENT, claims_id, read_delta_folder
+from .folder import DOCUMENT, DeltaFacts, claims_id, read_delta_folder
+from .hub_store import DeltaPlace, OnHub, store_copy, store_on_hub
 from .judging import (
     Compared,
     Demand,
     Gated,
     Routed,
-    Seen,
     compare_variants,
     find_base,
     gate_delta,
     route_base,
-    seen_prompts,
 )
+from .leaderboard import LEADERS, Leaderboard, read_leaderboard
 from .lineage import Lineage, read_lineage
 from .lookup import Filters, find_deltas, resolve
-from .models import Alias, Base, Calibration, Clip, Delta, Event, Recipe
+from .models import Delta
+from .prompts import Seen, seen_prompts
 from .records import DeltaRecord, DeltaSummary, delta_record
-from .score_models import Score
 from .score_sources import ScoreFiles
 from .score_store import StoredScore, read_scores, store_measurement, store_reviews, store_scores
 from .scores.policy import Policy
 from .scores.values import Measurement, ReviewOutcome, SettingValue
+from .status import Status, read_status
 from .store import Registration, store_delta
 from .text import display_id
 
 __all__ = ["Registry", "Status", "open_registry"]
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What `hfq db status` says. `state` is absent, empty, older, current or newer; `counts` only when current."""
-
-    path: Path
-    state: str
-    revision: str | None
-    head: str
-    size_bytes: int
-    counts: dict[str, int]
 
 
 def open_registry(url: str | os.PathLike[str] | None = None) -> Registry:
@@ -85,6 +72,14 @@ class Registry:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    def __enter__(self) -> Registry:
+        """For many writes in a row, each of which then waits once for the disk; not to be carried across a fork."""
+        self.database.hold()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.database.release()
+
     @property
     def path(self) -> Path:
         """The database file, which need not exist yet."""
@@ -100,12 +95,21 @@ class Registry:
         """
         return self.admit(delta_folder, aliases=aliases).id
 
-    def admit(self, delta_folder: str | os.PathLike[str], *, aliases: Iterable[str] = ()) -> Registration:
-        """`register`, and say what was new about it."""
+    def admit(
+        self,
+        delta_folder: str | os.PathLike[str],
+        *,
+        aliases: Iterable[str] = (),
+        ask_hub: Callable[[DeltaFacts], OnHub] | None = None,
+    ) -> Registration:
+        """`register`, and say what was new; `ask_hub` says what the Hub confirms, before anything is written."""
         names = tuple(check_alias(name) for name in aliases)
         facts = read_delta_folder(delta_folder)
+        on_hub = ask_hub(facts) if ask_hub is not None else OnHub()
         with self.database.writing() as session:
-            return store_delta(session, facts, names)
+            registration = store_delta(session, facts, names)
+            store_on_hub(session, facts.id, on_hub)
+            return registration
 
     def resolve(self, text: str) -> str:
         """The full id behind an id, `delta:` and a prefix, a bare prefix of at least 4 digits, or an alias.
@@ -213,8 +217,8 @@ class Registry:
         with self.database.reading() as session:
             return list_aliases(session)
 
-    def add_event(self, kind: str, text: str, **detail: str) -> None:
-        """Add a line to the history of a registered delta, such as `pushed` with a repository and a commit.
+    def add_event(self, kind: str, text: str, place: DeltaPlace | None = None, **detail: str) -> None:
+        """Add a line to the history of a registered delta, such as `pushed`, and the `place` where it lies since then.
 
         Raises:
             UnknownIdError, AmbiguousIdError
@@ -222,6 +226,8 @@ class Registry:
         delta_id = self.resolve(text)
         with self.database.writing() as session:
             record_event(session, kind, delta_id, **detail)
+            if place is not None:
+                store_copy(session, delta_id, place, kind)
 
     def record_clip(
         self,
@@ -321,10 +327,28 @@ class Registry:
         with self.database.writing() as session:
             return store_reviews(session, variant, outcomes, source_sha256)
 
-    def scores(self, variant: Variant) -> tuple[tuple[StoredScore, ...], Seen]:
-        """The scores that count of a variant, and the prompts that it was made with."""
+    def scores(self, variant: Variant) -> tuple[tuple[StoredScore, ...], Seen | None]:
+        """The scores that count of a variant, and the prompts that it was made with; None for a base: with none."""
         with self.database.reading() as session:
             return read_scores(session, variant.id), seen_prompts(session, variant)
+
+    def leaderboard(
+        self,
+        metric: str,
+        base: str | None = None,
+        *,
+        suite: str | None = None,
+        prompt_set: str | None = None,
+        limit: int = LEADERS,
+    ) -> Leaderboard:
+        """The best deltas by a metric's mean, of a base by first digits (of its id or a bf16 root), else the only one.
+
+        Raises:
+            UnknownIdError, AmbiguousIdError, and what `read_leaderboard` raises.
+        """
+        with self.database.reading() as session:
+            found = find_base(session, base)
+            return read_leaderboard(session, found, metric, suite=suite, prompt_set=prompt_set, limit=limit)
 
     def compare(self, first: Variant, second: Variant) -> Compared:
         """Two variants video by video.
@@ -359,28 +383,7 @@ class Registry:
         Raises:
             NotARegistryError
         """
-        path, revision = self.path, self.database.revision()
-        if revision is None:
-            return Status(path, "empty" if path.exists() else "absent", None, HEAD, _size_bytes(path), {})
-        if revision != HEAD:
-            state = "older" if revision in REVISIONS else "newer"
-            return Status(path, state, revision, HEAD, _size_bytes(path), {})
-        tables = {
-            "deltas": Delta,
-            "bases": Base,
-            "recipes": Recipe,
-            "calibrations": Calibration,
-            "aliases": Alias,
-            "clips": Clip,
-            "scores": Score,
-            "events": Event,
-        }
-        with self.database.reading() as session:
-            counts = {
-                name: session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
-                for name, table in tables.items()
-            }
-        return Status(path, "current", revision, HEAD, _size_bytes(path), counts)
+        return read_status(self.database)
 
     def check(self) -> tuple[Finding, ...]:
         """Everything that is not as it was written; empty when all is well. Reads every registered folder."""
@@ -389,9 +392,6 @@ class Registry:
 
 def _read(session: Session, text: str) -> DeltaRecord:
     delta_id = resolve(session, text)
-    row = session.scalars(sa.select(Delta).where(Delta.id == delta_id)).one()
-    return delta_record(row, events_of(session, delta_id))
-
-
-def _size_bytes(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    parents = (joinedload(Delta.base), joinedload(Delta.recipe), joinedload(Delta.calibration))
+    row = session.scalars(sa.select(Delta).where(Delta.id == delta_id).options(*parents)).one()
+    return delta_record(session, row, events_of(session, delta_id))

@@ -7,30 +7,41 @@ before its delta. An index named after a query holds every column that the query
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, Integer, String, Text, UniqueConstraint
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from .models import Table
 
-__all__ = ["Measured", "Review", "Score", "ScoreVideo", "Table"]
+__all__ = ["Measured", "Review", "Score", "ScoreSettings", "ScoreVideo", "Table"]
 
 _Key = BigInteger().with_variant(Integer(), "sqlite")  # as in models.py
 _Digest = String(64)
 _KIND = "variant_kind IN ('delta', 'base')"
 
 
+class ScoreSettings(Table):
+    """How clips were generated, as canonical JSON; a whole suite of many variants shares one."""
+
+    __tablename__ = "score_settings"
+    key: Mapped[int] = mapped_column(_Key, primary_key=True)
+    document: Mapped[str] = mapped_column(Text, unique=True)
+
+
 class Score(Table):
     """One metric of one import. `id` is the SHA-256 over everything that was imported, videos and settings included.
 
-    `mean` and `videos` repeat what `score_video` says, so that a table of many variants reads an index alone.
-    `settings` is canonical JSON: how the clips were generated.
+    `mean`, `videos` and `prompts_sha256` repeat what `score_video` says, so that a leaderboard reads none of it.
+    `prompts_sha256`: SHA-256 over the sorted prompt hashes of the scored videos, `-` where there is none, joined by LF;
+    equal prompts are known by it. `base_key`: the base that the variant is or is bound to, NULL until it is registered.
+    `superseded_by`: the next import of the same metric of the variant on the same prompt set; NULL for the one that
+    counts.
     """
 
     __tablename__ = "score"
     __table_args__ = (
         CheckConstraint(_KIND, name="variant_kind"),
         CheckConstraint("direction IN ('higher', 'lower')", name="direction"),
-        Index("ix_score_of_metric", "metric", "metric_suite", "prompt_set", "variant_kind", "variant_id", "mean",
-              "videos"),
+        Index("ix_score_of_base", "metric", "base_key", "superseded_by", "metric_suite", "prompt_set", "direction",
+              "settings_key", "mean"),
         Index("ix_score_of_variant", "variant_id", "metric_suite", "metric", "prompt_set"),
     )  # fmt: skip
     key: Mapped[int] = mapped_column(_Key, primary_key=True)
@@ -46,8 +57,12 @@ class Score(Table):
     mean: Mapped[float | None] = mapped_column(Double())
     videos: Mapped[int] = mapped_column(Integer)
     source_sha256: Mapped[str] = mapped_column(_Digest)
-    settings: Mapped[str] = mapped_column(Text)
+    prompts_sha256: Mapped[str] = mapped_column(_Digest)
+    settings_key: Mapped[int] = mapped_column(_Key, ForeignKey("score_settings.key"))
+    base_key: Mapped[int | None] = mapped_column(_Key, ForeignKey("base.key"))
+    superseded_by: Mapped[int | None] = mapped_column(_Key, ForeignKey("score.key"))
     imported_at: Mapped[str] = mapped_column(String(32))
+    settings: Mapped[ScoreSettings] = relationship()
 
 
 class ScoreVideo(Table):

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from hfq.schema.canonical import CanonicalizationError, canonical_json, sha256_hex
 from hfq.schema.errors import UsageError
 
 from .clips.clip_document import Variant
 from .events import record_event, utc_now
-from .score_models import Measured, Review, Score, ScoreVideo
+from .models import Base, Delta
+from .score_models import Measured, Review, Score, ScoreSettings, ScoreVideo
 from .scores.values import (
     Direction,
     Kernels,
@@ -33,13 +34,17 @@ from .scores.values import (
 
 __all__ = [
     "StoredScore",
+    "claim_scores",
+    "prompts_digest",
     "read_measurements",
     "read_reviews",
     "read_scores",
+    "score_id",
     "scored_deltas",
     "store_measurement",
     "store_reviews",
     "store_scores",
+    "stored_score",
 ]
 
 Settings = Mapping[str, SettingValue]
@@ -72,7 +77,7 @@ def store_scores(
     """
     new = 0
     for metric in scores:
-        digest = _content_id(variant, metric, settings, source_sha256)
+        digest = score_id(variant, metric, settings, source_sha256)
         if session.scalar(sa.select(Score.key).where(Score.id == digest)) is not None:
             continue
         row = Score(
@@ -88,11 +93,26 @@ def store_scores(
             mean=metric.recomputed,
             videos=len(metric.videos),
             source_sha256=source_sha256,
-            settings=_settings_text(settings),
+            prompts_sha256=prompts_digest(video.prompt_sha256 for video in metric.videos),
+            settings_key=_settings_key(session, settings),
+            base_key=_base_key(session, variant),
             imported_at=utc_now(),
         )
         session.add(row)
         session.flush()
+        session.execute(
+            sa.update(Score)
+            .where(
+                Score.variant_id == variant.id,
+                Score.metric_suite == metric.metric_suite,
+                Score.metric == metric.metric,
+                Score.prompt_set.is_not_distinct_from(metric.prompt_set),
+                Score.superseded_by.is_(None),
+                Score.key != row.key,
+            )
+            .values(superseded_by=row.key),
+            execution_options={"synchronize_session": False},
+        )
         videos = _video_rows(row.key, metric)
         for start in range(0, len(videos), _ROWS):
             session.execute(sa.insert(ScoreVideo), videos[start : start + _ROWS])
@@ -103,7 +123,12 @@ def store_scores(
     return new
 
 
-def _content_id(variant: Variant, metric: MetricScores, settings: Settings, source_sha256: str) -> str:
+def score_id(variant: Variant, metric: MetricScores, settings: Settings, source_sha256: str) -> str:
+    """The SHA-256 over everything that an import says of a metric.
+
+    Raises:
+        UsageError: a setting or a name that JSON does not have.
+    """
     return sha256_hex(
         _canonical(
             {
@@ -120,6 +145,36 @@ def _content_id(variant: Variant, metric: MetricScores, settings: Settings, sour
             }
         )
     )
+
+
+def prompts_digest(prompts: Iterable[str | None]) -> str:
+    """SHA-256 over the sorted prompt hashes of scored videos, `-` where there is none, joined by LF."""
+    return sha256_hex("\n".join(sorted("-" if sha256 is None else sha256 for sha256 in prompts)).encode())
+
+
+def claim_scores(session: Session, variant_id: str, base_key: int) -> None:
+    """Tell the scores that came before their variant was registered which base they are of."""
+    session.execute(
+        sa.update(Score).where(Score.variant_id == variant_id, Score.base_key.is_(None)).values(base_key=base_key),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def _settings_key(session: Session, settings: Settings) -> int:
+    document = _settings_text(settings)
+    row = session.scalar(sa.select(ScoreSettings).where(ScoreSettings.document == document))
+    if row is None:
+        row = ScoreSettings(document=document)
+        session.add(row)
+        session.flush()
+    return row.key
+
+
+def _base_key(session: Session, variant: Variant) -> int | None:
+    query = sa.select(Base.key).where(Base.id == variant.id)
+    if variant.kind == "delta":
+        query = sa.select(Delta.base_key).where(Delta.id == variant.id)
+    return session.scalar(query)
 
 
 def _video_rows(key: int, metric: MetricScores) -> list[dict[str, Any]]:
@@ -147,23 +202,21 @@ def read_scores(
         metrics: only these (suite, metric).
     """
     wanted = None if metrics is None else set(metrics)
-    keys = sa.select(Score.metric_suite, Score.metric, Score.prompt_set, Score.key).where(
-        Score.variant_id == variant_id
+    keys = sa.select(Score.metric_suite, Score.metric, Score.key).where(
+        Score.variant_id == variant_id, Score.superseded_by.is_(None)
     )
-    last = {
-        (suite, metric, prompt_set): key
-        for suite, metric, prompt_set, key in session.execute(keys.order_by(Score.key))
-        if wanted is None or (suite, metric) in wanted
-    }
+    last = [key for suite, metric, key in session.execute(keys) if wanted is None or (suite, metric) in wanted]
     rows = session.scalars(
         sa.select(Score)
-        .where(Score.key.in_(last.values()))
+        .where(Score.key.in_(last))
         .order_by(Score.metric_suite, Score.metric, Score.prompt_set)
+        .options(joinedload(Score.settings))
     )
-    return tuple(_stored(session, row) for row in rows)
+    return tuple(stored_score(session, row) for row in rows)
 
 
-def _stored(session: Session, row: Score) -> StoredScore:
+def stored_score(session: Session, row: Score) -> StoredScore:
+    """A row with its videos."""
     columns = (ScoreVideo.stem, ScoreVideo.prompt_sha256, ScoreVideo.category, ScoreVideo.sample, ScoreVideo.value)
     query = sa.select(*columns).where(ScoreVideo.score_key == row.key).order_by(ScoreVideo.position)
     found = session.execute(query).all()
@@ -181,15 +234,20 @@ def _stored(session: Session, row: Score) -> StoredScore:
         ),
         unscored=tuple(line.stem for line in found if line.value is None),
     )
-    return StoredScore(scores, json.loads(row.settings), row.source_sha256, row.imported_at)
+    return StoredScore(scores, json.loads(row.settings.document), row.source_sha256, row.imported_at)
 
 
-def scored_deltas(session: Session, metrics: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Ids of the deltas that have a score of any of these (suite, metric), from one index."""
+def scored_deltas(session: Session, base_id: str, metrics: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Ids of the deltas on a base that have a score of any of these (suite, metric)."""
+    base_key = session.scalar(sa.select(Base.key).where(Base.id == base_id))
     found: set[str] = set()
     for suite, metric in sorted(set(metrics)):
         query = sa.select(Score.variant_id).where(
-            Score.metric == metric, Score.metric_suite == suite, Score.variant_kind == "delta"
+            Score.metric == metric,
+            Score.base_key == base_key,
+            Score.superseded_by.is_(None),
+            Score.metric_suite == suite,
+            Score.variant_kind == "delta",
         )
         found.update(session.scalars(query.distinct()))
     return tuple(sorted(found))

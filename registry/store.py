@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from hfq.schema.errors import DigestMismatchError
 
@@ -27,6 +27,9 @@ from .models import (
     RecipeStage,
     Witness,
 )
+from .prompts import store_selection
+from .records import calibration_prompts
+from .score_store import claim_scores
 
 __all__ = ["Registration", "store_delta"]
 
@@ -44,14 +47,17 @@ class Registration:
 def store_delta(session: Session, facts: DeltaFacts, aliases: tuple[str, ...] = ()) -> Registration:
     """Write what is new in `facts`: all of it for an unknown delta, nothing for one that was registered from here.
 
+    What was selected on is added to a delta that was registered by a release which did not keep it.
+
     Raises:
-        DigestMismatchError: a calibration of that id is known with other prompts.
+        DigestMismatchError: a calibration or an analysis of that id is known with other prompts.
     """
     base = _store_base(session, facts)
     delta = session.scalar(sa.select(Delta).where(Delta.id == facts.id))
     is_new = delta is None
     if delta is None:
         delta = _add_delta(session, facts, base)
+    store_selection(session, delta, facts)
     is_new_folder = _store_location(session, delta, facts, is_new)
     for name in aliases:
         set_alias(session, name, delta)
@@ -87,15 +93,21 @@ def _add_delta(session: Session, facts: DeltaFacts, base: Base) -> Delta:
     parents = [("bound-to", "base", facts.base_id), ("made-by", "recipe", facts.recipe_id)]
     if facts.calibration_id is not None:
         parents.append(("calibrated-by", "calibration", facts.calibration_id))
-    session.add_all(
-        Edge(child_id=facts.id, relation=relation, parent_id=parent_id, child_kind="delta", parent_kind=kind)
-        for relation, kind, parent_id in parents
-    )
+    session.execute(
+        sa.insert(Edge),
+        [
+            {"child_id": facts.id, "relation": relation, "parent_id": parent_id, "child_kind": "delta",
+             "parent_kind": kind}
+            for relation, kind, parent_id in parents
+        ],
+    )  # fmt: skip
+    claim_scores(session, facts.id, base.key)
     return delta
 
 
 def _store_base(session: Session, facts: DeltaFacts) -> Base:
-    base = session.scalar(sa.select(Base).where(Base.id == facts.base_id))
+    known = sa.select(Base).where(Base.id == facts.base_id)
+    base = session.scalar(known.options(selectinload(Base.experts).selectinload(BaseExpert.witnesses)))
     if base is None:
         base = Base(id=facts.base_id, model_type=facts.model_type)
         base.experts = [
@@ -103,6 +115,7 @@ def _store_base(session: Session, facts: DeltaFacts) -> Base:
         ]
         session.add(base)
         session.flush()
+        claim_scores(session, facts.base_id, base.key)
     by_role = {row.role: row for row in base.experts}
     for expert in facts.experts:
         _store_witnesses(session, by_role[expert.role], expert)
@@ -176,7 +189,7 @@ def _store_calibration(session: Session, facts: DeltaFacts) -> Calibration | Non
                 ],
             )
         return calibration
-    known = tuple(prompt.sha256 for prompt in calibration.prompts)
+    known = calibration_prompts(session, calibration.key)
     if known != facts.prompts:
         raise DigestMismatchError(
             "another delta names the same calibration with other prompts",

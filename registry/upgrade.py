@@ -18,7 +18,7 @@ from hfq.migrations import HEAD, REVISIONS, script_location
 from hfq.schema.errors import RegistryError
 
 from .database import BUSY_TIMEOUT_S, Database, connect_for_writing, require_current, revision_of, translated_errors
-from .score_models import Table  # through the last of the models: all tables are known
+from .selection_models import Table  # through the last of the models: all tables are known
 
 __all__ = ["Upgrade", "alembic_config", "upgrade"]
 

@@ -162,13 +162,15 @@ def audit_command(clip: str, as_json: bool) -> None:
 
 
 def _lines(found: Audit) -> list[str]:
+    from hfq.registry.clips.match import margin_text
+
     lines = [f"verdict     {found.verdict}" + ("" if found.variant is None else f": {found.variant}")]
     for rung in found.rungs:
         names = ", ".join(map(str, rung.variants[:3]))
         lines.append(f"  {rung.name:<13} {rung.state:<12} {rung.detail}{f'  [{names}]' if names else ''}")
     if found.variant is None:
         lines += [
-            f"candidate   {entry.variant}  distance {entry.distance:.4f}, margin {entry.margin:.1f}"
+            f"candidate   {entry.variant}  distance {entry.distance:.4f}, margin {margin_text(entry.margin)}"
             for entry in found.match.candidates[:5]
         ]
     return lines + [f"contradiction  {line}" for line in found.contradictions]

@@ -97,6 +97,6 @@ def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint
     lines += clip_lines(described["clip"])
     lines += error_lines(described["error"], fitted=described["fitted"])
     size, base = format_bytes(described["delta_bytes"]), format_bytes(described["base_bytes"])
-    lines.append(f"size        {size} for a base of {base}")
+    lines.append(f"size        {size} with all its documents, for a base of {base}")
     lines.append(f"next        hfq verify {shlex.quote(str(out))} --base {shlex.quote(checkpoint.path)}")
     return "\n".join(lines)

@@ -15,7 +15,8 @@ from hfq.registry.text import display_id, printable
 from hfq.schema.errors import HfqError
 
 if TYPE_CHECKING:
-    from hfq.registry.judging import Compared, Gated, Routed, Seen
+    from hfq.registry.judging import Compared, Gated, Routed
+    from hfq.registry.prompts import Seen
     from hfq.registry.scores.paired import Comparison, Difference
     from hfq.registry.scores.routing import Cost
 
@@ -60,7 +61,7 @@ def compare_command(first: str, second: str, anyway: bool, as_json: bool) -> Non
     emit(document, "\n".join(lines), as_json)
 
 
-def _comparison_json(part: Comparison, seen: dict[str, Seen]) -> dict[str, Any]:
+def _comparison_json(part: Comparison, seen: dict[str, Seen | None]) -> dict[str, Any]:
     from hfq.registry.judging import overlap_of
 
     return {
@@ -77,7 +78,7 @@ def _comparison_json(part: Comparison, seen: dict[str, Seen]) -> dict[str, Any]:
     }
 
 
-def _compared_lines(found: Compared, seen: dict[str, Seen], alike: bool) -> list[str]:
+def _compared_lines(found: Compared, seen: dict[str, Seen | None], alike: bool) -> list[str]:
     from hfq.registry.judging import overlap_of
 
     lines = [] if alike else ["NOT A COMPARISON of the variants: the clips were generated with other settings"]
@@ -93,7 +94,8 @@ def _compared_lines(found: Compared, seen: dict[str, Seen], alike: bool) -> list
             if stems:
                 lines.append(f"  only {side} has {len(stems)} more videos; they are not compared")
         for side, prompts in seen.items():
-            lines.append(f"  overlap {side}    {overlap_of(part.pairs, prompts)}")
+            if (overlap := overlap_of(part.pairs, prompts)) is not None:
+                lines.append(f"  overlap {side}    {overlap}")
     return lines + [f"left out     {printable(line)}" for line in found.left_out]
 
 

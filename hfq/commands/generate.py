@@ -1,32 +1,38 @@
-"""`hfq generate`: a clip from a base, or from a base with a delta on top."""
+"""`hfq generate`: clips from a base, or from a base with a delta on top."""
 
 from __future__ import annotations
 
-import tempfile
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hfq.commands.calibrate import generation_options, settings_from
+from hfq.commands.calibrate import generation_options
 from hfq.commands.clips import chosen_key, signing_options
-from hfq.console import BarProgress, emit, json_option, note
+from hfq.console import emit, format_seconds, json_option, note
+from hfq.schema.errors import OutputExistsError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from hfq.registry.clips.clip_document import ClipDocument
-    from hfq.registry.clips.keys import SigningKey
+    from hfq.clip_maker import ClipMaker, MadeClip
+    from hfq.convert.prompts import Prompt
 
 __all__ = ["generate_command"]
+
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 @click.command("generate")
 @click.option("--base", required=True, help="The checkpoint: MODEL in any layout.")
 @click.option("--delta", help="Quantize with this delta; without it the base itself runs.")
-@click.option("--prompt", required=True, help="What the clip shows.")
-@click.option("-o", "--out", type=click.Path(), required=True, help="File to make: .mp4 or .gif.")
+@click.option("--prompt", help="What the clip shows.")
+@click.option("--prompts", type=click.Path(), help="Prompt file, as for `calibrate`: a clip of each, in a folder.")
+@click.option(
+    "-o", "--out", type=click.Path(), required=True, help="File to make: .mp4 or .gif; a folder for --prompts."
+)
+@click.option("--resume", is_flag=True, help="With --prompts: keep the clips that are there and are what is asked for.")
 @click.option("--fps", type=click.IntRange(min=1), default=16, show_default=True, help="Frames per second of the file.")
 @click.option("--zoom", type=click.IntRange(min=1, max=64), default=1, show_default=True, help="Enlarge every pixel.")
 @click.option("--store-prompt", is_flag=True, help="Store the prompt's text in the clip, not its hash alone.")
@@ -37,8 +43,10 @@ __all__ = ["generate_command"]
 def generate_command(
     base: str,
     delta: str | None,
-    prompt: str,
+    prompt: str | None,
+    prompts: str | None,
     out: str,
+    resume: bool,
     fps: int,
     zoom: int,
     store_prompt: bool,
@@ -49,123 +57,92 @@ def generate_command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Generate one clip; a delta's quantized linears are simulated in the model's dtype.
+    """Generate a clip, or one of every prompt of a file.
 
+    A delta's quantized linears are simulated in the model's dtype.
     An MP4 says what made it: delta, base, seed, settings and the prompt's hash, in its comment tag and, with a key, in
     a signed manifest. It is recorded in the registry when its delta is registered, so that `hfq audit` knows it again.
+    With --prompts the weights are read once, every clip has the same seed, and a clip is named by its prompt's id, or
+    by its number: two such folders, of a delta and of its base, are what `hfq score measure` compares.
 
     \b
     hfq generate --base MODEL --prompt "a red circle moving left" -o base.mp4
     hfq generate --base MODEL --delta DELTA --prompt "a red circle moving left" -o quantized.mp4
+    hfq generate --base MODEL --delta DELTA --prompts prompts.txt -o clips
     """
-    import torch
+    from hfq.clip_maker import ClipMaker, ClipOutput
+    from hfq.convert.clip import unused_clip_lines
+    from hfq.convert.prompts import Prompt, read_prompts
+    from hfq.convert.video import refuse_clip
 
-    from hfq.convert.apply import apply, summary
-    from hfq.convert.clip import unused_clip_lines, unused_clips
-    from hfq.convert.generation import load_frames, plan_schedule, prepare_scheduler, run_pipeline
-    from hfq.convert.pipelines import load_model
-    from hfq.convert.prompt_overlap import prompt_line
-    from hfq.convert.video import enlarge, refuse_clip
-    from hfq.paths import open_delta
-    from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
-
-    destination = Path(out)
-    refuse_clip(destination)
-    signing_key = chosen_key(sign, key, certificates) if destination.suffix == ".mp4" else None
-    opened = None if delta is None else open_delta(delta)
-    flattered = None if opened is None else prompt_line(opened.document, prompt)
-    if flattered is not None:
-        note(flattered)
-    loaded = load_model(
-        base,
-        pipeline=given["pipeline"],
-        role=given["role"],
-        # A delta is put on in main memory first; offloading hooks come after it.
-        device="cpu" if opened is not None else given["device"],
-        offload="none" if opened is not None else given["offload"],
-        dtype=getattr(torch, given["dtype"]),
-        progress=BarProgress(),
-    )
-    settings = settings_from(loaded.defaults, given)
-    replaced = {} if opened is None else apply(loaded.pipeline, opened)
-    if opened is not None:
-        loaded.offload(given["device"], given["offload"])
-    loaded.plan.sizes.check(settings)
-    given_frames = load_frames(
-        loaded.architecture.model_type, loaded.takes_image, given["image"], given["last_image"], settings, "the clip"
-    )
-    prepare_scheduler(loaded.pipeline, settings)
-    _, schedules = plan_schedule(loaded.pipeline.scheduler, settings, list(loaded.transformers))
-    loaded.pipeline.set_progress_bar_config(disable=None, leave=False)
-    frames = run_pipeline(loaded.pipeline, prompt, settings, image=given_frames.first, last_image=given_frames.last)
-    assert frames is not None
-    roots = {role: identity.bf16_root for role, identity in loaded.identities.items()}
-    made_by = ClipDocument(
-        delta=None if opened is None else opened.id,
-        base=roots if opened is None else {role: opened.root(role) for role in opened.roles},
-        prompt_sha256=prompt_sha256(prompt),
-        prompt=prompt if store_prompt else None,
-        seed=settings.seed,
-        settings={name: value for name, value in settings.__dict__.items() if name not in ("seed", "negative_prompt")},
-        expert_steps={role: len({call.step for call in schedule.calls}) for role, schedule in schedules.items()},
-    )
-    manifest = _write(destination, enlarge(frames, zoom), fps, made_by, signing_key)
-    recorded = not no_record and _record(destination, made_by, manifest)
-    unused = [] if opened is None else unused_clips(loaded.pipeline)
+    if (prompt is None) == (prompts is None):
+        raise UsageError("what should the clip show?", expected="either --prompt TEXT or --prompts FILE")
+    if resume and prompts is None:
+        raise UsageError("--resume goes on with a set of clips", expected="--prompts FILE")
+    if prompt is not None:
+        wanted, places = [Prompt(prompt)], [Path(out)]
+        refuse_clip(places[0])
+    else:
+        wanted = read_prompts(prompts or "")
+        places = _places(Path(out), wanted, resume=resume)
+    signing_key = chosen_key(sign, key, certificates) if places[0].suffix == ".mp4" else None
+    maker = ClipMaker(base, delta, given, wanted)
+    if prompts is not None:
+        Path(out).mkdir(exist_ok=resume)
+    output = ClipOutput(fps, zoom, store_prompt, signing_key, record=not no_record)
+    made = []
+    for number, (text, place) in enumerate(zip(wanted, places, strict=True), start=1):
+        made.append((maker.keep if place.exists() else maker.make)(text, place, output))
+        if len(wanted) > 1:
+            took = made[-1].seconds
+            note(f"{number} of {len(wanted)}: {place}  ({'was there' if took is None else format_seconds(took)})")
+    unused = maker.unused_clips() if any(clip.seconds is not None for clip in made) else []
     for line in unused_clip_lines(unused):
         note(f"warning: {line}")
-    counts = summary(replaced)
+    clips = [_described(clip, text) for clip, text in zip(made, wanted, strict=True)]
     document = {
-        "clip": str(destination),
-        "delta": None if opened is None else opened.id,
-        "quantized": counts,
-        "prompt": prompt,
-        "signed": manifest is not None,
-        "recorded": recorded,
+        **({"clips": clips} if prompts is not None else clips[0]),
+        "delta": None if maker.delta is None else maker.delta.id,
+        "quantized": maker.quantized,
         "unused_clips": [{"expert": role, "site": site, "bin": index} for role, site, index in unused],
-        "settings": settings.__dict__,
+        "settings": vars(maker.settings),
     }
-    what = (
-        "the base"
-        if opened is None
-        else f"delta:{opened.id[:12]}, "
-        + ", ".join(f"{count} quantized linears in {role}" for role, count in counts.items())
-    )
-    emit(document, f"clip        {destination}  ({frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]})\n"
-                   f"model       {what}", as_json)  # fmt: skip
+    settings = maker.settings
+    what = f"{places[0]}" if prompts is None else f"{len(made)} in {out}"
+    lines = [
+        f"clip        {what}  ({settings.frames} frames of {settings.width}x{settings.height})",
+        f"model       {_model(maker)}",
+    ]
+    emit(document, "\n".join(lines), as_json)
 
 
-def _write(
-    destination: Path, frames: npt.NDArray[np.uint8], fps: int, made_by: ClipDocument, key: SigningKey | None
-) -> bytes | None:
-    """Write the clip, with what it says of itself where the container can hold that; returns the signed manifest."""
-    from hfq.convert.video import write_clip
-    from hfq.registry.clips.stamp import stamp_clip
+def _places(folder: Path, prompts: Sequence[Prompt], *, resume: bool) -> list[Path]:
+    """A file per prompt in a folder that is new, or that `--resume` goes on with."""
+    if folder.suffix in (".mp4", ".gif"):
+        raise UsageError("a clip of every prompt goes into a folder", found=folder)
+    if folder.exists() and not (resume and folder.is_dir()):
+        todo = "go on with it by --resume, or choose another name" if folder.is_dir() else "choose another name"
+        raise OutputExistsError("the output is already there", where=folder, todo=todo)
+    if not folder.parent.is_dir():
+        raise UsageError("the folder for the output does not exist", where=folder.parent)
+    width = max(3, len(str(len(prompts))))
+    names = [
+        prompt.id if prompt.id is not None and _FILE_NAME.fullmatch(prompt.id) else f"{number:0{width}}"
+        for number, prompt in enumerate(prompts, start=1)
+    ]
+    # Compared without case: some file systems do not tell a.mp4 from A.mp4.
+    twice = next((name for name, count in Counter(name.lower() for name in names).items() if count > 1), None)
+    if twice is not None:
+        raise UsageError("two prompts of one name", where="prompt file", found=f"id {twice!r}")
+    return [folder / f"{name}.mp4" for name in names]
 
-    if destination.suffix != ".mp4":
-        write_clip(destination, frames, fps)
-        return None
-    with tempfile.TemporaryDirectory(prefix=".hfq-clip-", dir=destination.parent) as folder:
-        plain = Path(folder) / "clip.mp4"
-        write_clip(plain, frames, fps)
-        return stamp_clip(plain, destination, made_by, key).manifest
+
+def _described(clip: MadeClip, prompt: Prompt) -> dict[str, Any]:
+    return {"clip": str(clip.path), "prompt": prompt.text, "signed": clip.signed, "recorded": clip.recorded}
 
 
-def _record(destination: Path, made_by: ClipDocument, manifest: bytes | None) -> bool:
-    """Record the clip if a registry can; says why when it cannot."""
-    from hfq.registry import open_registry
-    from hfq.schema.errors import UnknownIdError
-
-    registry = open_registry()
-    if destination.suffix != ".mp4":
-        note("not recorded: a GIF says nothing of itself and cannot be audited; write an .mp4")
-    elif registry.status().state in ("absent", "empty"):
-        note("not recorded: there is no registry yet; `hfq register DELTA` makes one")
-    else:
-        try:
-            registry.record_clip(destination, made_by, manifest=manifest, signed=manifest is not None)
-        except UnknownIdError:
-            note("not recorded: the delta is not registered; `hfq register DELTA`, then `hfq stamp`")
-            return False
-        return True
-    return False
+def _model(maker: ClipMaker) -> str:
+    if maker.delta is None:
+        return "the base"
+    counts = ", ".join(f"{count} quantized linears in {role}" for role, count in maker.quantized.items())
+    return f"delta:{maker.delta.id[:12]}, {counts}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from hfq.console import emit, format_bytes, json_option, note
 from hfq.paths import delta_folder
-from hfq.registry import open_registry
+from hfq.registry import Registry, open_registry
+from hfq.registry.hub_store import DeltaPlace
 from hfq.registry.text import display_id, printable
 from hfq.schema.errors import UnknownIdError
 
@@ -49,13 +51,17 @@ def push_command(
     hfq push wan22@prod someone/wan22-tail999 --base-model Wan-AI/Wan2.2-T2V-A14B --license apache-2.0
     """
     from hfq.registry.hub import push
+    from hfq.registry.hub.address import check_endpoint
 
+    folder = delta_folder(delta)
+    registry = _written_registry()
     pushed = push(
-        delta_folder(delta),
+        folder,
         repo,
         base_model=bases,
         license=licence,
         pipeline_tag=pipeline_tag,
+        base_commits=_base_commits(registry, folder, check_endpoint(None), bases),
         private=private,
         revision=revision,
         create_pr=create_pr,
@@ -64,7 +70,10 @@ def push_command(
     for line in pushed.notes:
         note(f"the Hub says: {printable(line, 1000)}")
     if pushed.commit is not None:
-        _remember("pushed", pushed.id, repo=pushed.repo, commit=pushed.commit, tag=pushed.tag or "")
+        # The commit of a pull request is not the repository's yet: a line of the history, and no place of the delta.
+        tag = pushed.tag if pushed.tagged == pushed.commit else None
+        place = DeltaPlace(pushed.endpoint, pushed.repo, pushed.commit, tag) if pushed.tag is not None else None
+        _remember(registry, "pushed", pushed.id, place, repo=pushed.repo, commit=pushed.commit, tag=pushed.tag or "")
     document = {
         "id": pushed.id,
         "repo": pushed.repo,
@@ -92,17 +101,20 @@ def push_command(
 def pull_command(repo: str, out: str, revision: str | None, as_json: bool) -> None:
     """Fetch a delta from the Hub into a new folder; every digest is checked before the folder gets its name.
 
-    Only a delta's own files are asked for; nothing in them is executed.
+    Only a delta's own files are asked for; nothing in them is executed. After a broken connection or an interruption
+    the same command goes on from what has arrived in OUT.partial.
 
     \b
     hfq pull someone/wan22-tail999 -o wan22-tail999
     """
     from hfq.registry.hub import pull
 
+    registry = _written_registry()
     pulled = pull(repo, Path(out), revision=revision)
     if pulled.ignored:
         note(f"not fetched: {len(pulled.ignored)} other files of the repository")
-    _remember("pulled", pulled.id, repo=pulled.repo, commit=pulled.commit)
+    place = DeltaPlace(pulled.endpoint, pulled.repo, pulled.commit, pulled.tag)
+    _remember(registry, "pulled", pulled.id, place, repo=pulled.repo, commit=pulled.commit)
     document = {
         "id": pulled.id,
         "folder": str(pulled.folder),
@@ -118,12 +130,31 @@ def pull_command(repo: str, out: str, revision: str | None, as_json: bool) -> No
     emit(document, text, as_json)
 
 
-def _remember(kind: str, delta_id: str, **detail: str) -> None:
-    """Add it to the delta's history, if the delta is registered here."""
+def _written_registry() -> Registry | None:
+    """The registry, if there is one."""
     registry = open_registry()
     if registry.status().state in ("absent", "empty"):
+        return None
+    registry.aliases()  # one of another revision is refused now, and not when the Hub has been written to
+    return registry
+
+
+def _base_commits(registry: Registry | None, folder: Path, endpoint: str, bases: Sequence[str]) -> dict[str, str]:
+    """The commits of `bases` that the registry has the delta's base tied to; of several, the last one."""
+    if registry is None:
+        return {}
+    try:
+        tied = registry.get(registry.identify(folder)).base.hub
+    except UnknownIdError:
+        return {}
+    return {place.repo: place.commit for place in reversed(tied) if place.repo in bases and place.endpoint == endpoint}
+
+
+def _remember(registry: Registry | None, kind: str, delta_id: str, place: DeltaPlace | None, **detail: str) -> None:
+    """Add it to the delta's history, and where it lies to its places, if the delta is registered here."""
+    if registry is None:
         return
     try:
-        registry.add_event(kind, delta_id, **detail)
+        registry.add_event(kind, delta_id, place=place, **detail)
     except UnknownIdError:
         return

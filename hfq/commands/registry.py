@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import click
 
@@ -10,6 +11,9 @@ from hfq.commands.scores import score_documents, score_lines
 from hfq.console import emit, format_bytes, json_option, note
 from hfq.registry import DeltaRecord, DeltaSummary, Filters, open_registry, render_mermaid, render_text
 from hfq.registry.clips.clip_document import Variant
+from hfq.registry.folder import DeltaFacts
+from hfq.registry.hub_records import describe_copy
+from hfq.registry.hub_store import OnHub
 from hfq.registry.text import display_id, printable
 
 __all__ = ["alias_command", "lineage_command", "list_command", "register_command", "show_command"]
@@ -18,14 +22,39 @@ __all__ = ["alias_command", "lineage_command", "list_command", "register_command
 @click.command("register")
 @click.argument("delta", type=click.Path())
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Also give it this name; may be repeated.")
+@click.option(
+    "--hub",
+    "hub_copy",
+    metavar="OWNER/NAME[@REVISION]",
+    help="Also remember that this commit of the Hub holds it, once the Hub has confirmed every file.",
+)
+@click.option("--base-hub", "hub_bases", multiple=True, metavar="OWNER/NAME[@REVISION]",
+              help="Also tie its base to this commit, which must hold every file that the base was read from; may be "
+                   "repeated.")  # fmt: skip
 @json_option
-def register_command(delta: str, aliases: tuple[str, ...], as_json: bool) -> None:
+def register_command(
+    delta: str, aliases: tuple[str, ...], hub_copy: str | None, hub_bases: tuple[str, ...], as_json: bool
+) -> None:
     """Verify the folder DELTA and remember it, with everything it was made from.
 
     Prints the delta's id. A delta that is known already keeps its row; another folder with the same delta is remembered
-    as a second copy.
+    as a second copy. --hub and --base-hub compare digests with the Hub's lists of files: nothing is downloaded, nothing
+    is registered when one differs, and without them nobody is contacted.
+
+    \b
+    hfq register wan22-tail999 --hub someone/wan22-tail999 --base-hub Wan-AI/Wan2.2-T2V-A14B
     """
-    registration = open_registry().admit(delta, aliases=aliases)
+    found = OnHub()
+
+    def ask(facts: DeltaFacts) -> OnHub:
+        from hfq.registry.hub import ask_hub
+
+        nonlocal found
+        found = ask_hub(facts, copy=hub_copy, bases=hub_bases)
+        return found
+
+    asks = hub_copy is not None or bool(hub_bases)
+    registration = open_registry().admit(delta, aliases=aliases, ask_hub=ask if asks else None)
     if registration.is_new:
         status = "registered"
     elif registration.is_new_folder:
@@ -33,6 +62,10 @@ def register_command(delta: str, aliases: tuple[str, ...], as_json: bool) -> Non
     else:
         status = "already registered"
     note(f"{status}: {printable(registration.folder, 1000)}")
+    if found.copy is not None:
+        note(f"on the Hub: {found.copy.repo}, commit {found.copy.commit}")
+    for place in found.bases:
+        note(f"base on the Hub: {place.repo}, commit {place.commit}, {len(place.files)} files")
     document = {
         "id": registration.id,
         "display": display_id(registration.id),
@@ -40,6 +73,8 @@ def register_command(delta: str, aliases: tuple[str, ...], as_json: bool) -> Non
         "new": registration.is_new,
         "new_folder": registration.is_new_folder,
         "aliases": list(aliases),
+        "hub": asdict(found.copy) if found.copy is not None else None,
+        "base_hub": [asdict(place) for place in found.bases],
     }
     emit(document, display_id(registration.id), as_json)
 
@@ -54,7 +89,7 @@ def register_command(delta: str, aliases: tuple[str, ...], as_json: bool) -> Non
 def list_command(
     base: str | None, preset: str | None, percentile: float | None, kept: str | None, limit: int, as_json: bool
 ) -> None:
-    """List registered deltas, the newest first."""
+    """List registered deltas, the newest first. STATE is the size of ptq_state.safetensors, without the documents."""
     filters = Filters(base=base, preset=preset, percentile=percentile, kept=kept)
     deltas, total = open_registry().list(filters, limit=limit or None)
     if not deltas and not as_json:
@@ -66,7 +101,7 @@ def list_command(
 
 
 def _table(deltas: Sequence[DeltaSummary]) -> str:
-    rows = [("DELTA", "RECIPE", "W/A", "PERCENTILE", "QUANTIZED", "KEPT", "SIZE", "BASE", "REGISTERED", "ALIASES")]
+    rows = [("DELTA", "RECIPE", "W/A", "PERCENTILE", "QUANTIZED", "KEPT", "STATE", "BASE", "REGISTERED", "ALIASES")]
     for delta in deltas:
         rows.append(
             (
@@ -111,13 +146,17 @@ def _details(record: DeltaRecord) -> str:
     say("recipe", f"{printable(record.recipe.name)}  {display_id(record.recipe.id, 'recipe')}")
     say("base", f"{printable(record.base.model_type)}  {display_id(record.base.id, 'base')}")
     say("calibration", display_id(record.calibration.id, "calibration") if record.calibration else "none")
-    say("state", f"{format_bytes(record.state_size_bytes)} in {record.state_tensors} tensors")
+    say("state", f"{format_bytes(record.state_size_bytes)} in {record.state_tensors} tensors, without the documents")
     say("", f"sha256 {record.state_sha256}")
     say("sites", f"{record.quantized} quantized, {len(record.kept)} kept")
     for kept in record.kept:
         say("", f"{kept.expert}  {kept.site}  {printable(kept.reason)}")
     for place in record.locations:
         say("folder", printable(place.folder, 1000))
+    for tied in record.base.hub:
+        say("base on hub", f"{printable(tied.url, 1000)}  {len(tied.files)} files, tied {tied.tied_at[:19]}Z")
+    for copy in record.hub:
+        say("hub", describe_copy(copy))
     for event in record.events:
         detail = "  ".join(f"{key} {value}" for key, value in event.detail.items())
         say("history", f"{event.at[:19]}Z  {event.kind}  {printable(detail, 1000)}")

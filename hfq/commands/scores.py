@@ -16,7 +16,7 @@ from hfq.schema.errors import UsageError
 if TYPE_CHECKING:
     from hfq.registry import Registry
     from hfq.registry.clips.clip_document import Variant
-    from hfq.registry.judging import Seen
+    from hfq.registry.prompts import Seen
     from hfq.registry.score_sources import ScoreFiles
     from hfq.registry.score_store import StoredScore
 
@@ -91,8 +91,8 @@ def _import(
     return document, "\n".join([f"{variant}: {status}", *score_lines(mine, seen)])
 
 
-def score_documents(stored: Sequence[StoredScore], seen: Seen) -> list[dict[str, Any]]:
-    """Scores for --json, each with its overlap."""
+def score_documents(stored: Sequence[StoredScore], seen: Seen | None) -> list[dict[str, Any]]:
+    """Scores for --json, each with its overlap; null for a base, which is made with no prompts."""
     from hfq.registry.judging import overlap_of
 
     return [
@@ -115,8 +115,8 @@ def score_documents(stored: Sequence[StoredScore], seen: Seen) -> list[dict[str,
     ]
 
 
-def score_lines(stored: Sequence[StoredScore], seen: Seen) -> list[str]:
-    """Scores for people, one per line, and a line of overlap whenever it changes."""
+def score_lines(stored: Sequence[StoredScore], seen: Seen | None) -> list[str]:
+    """Scores for people, one per line, and a delta's line of overlap whenever it changes."""
     from hfq.registry.judging import overlap_of
 
     lines: list[str] = []

@@ -89,8 +89,9 @@ class SigningKey:
 
 
 def config_folder() -> Path:
-    """`hfq` in the platform's folder for user configuration; it need not exist."""
-    return Path(platformdirs.user_config_dir("hfq", appauthor=False))
+    """HFQ_CONFIG, else `hfq` in the platform's folder for user configuration; it need not exist."""
+    chosen = os.environ.get("HFQ_CONFIG")
+    return Path(chosen) if chosen else Path(platformdirs.user_config_dir("hfq", appauthor=False))
 
 
 def init_keys(folder: Path | None = None, *, organization: str = "hfq") -> tuple[Certificate, Certificate]:

@@ -8,6 +8,11 @@
 
 Proof of one registered variant, contradicted by nothing, is exit 0. Rungs that exclude each other, and an invalid
 manifest, are exit 3. All else is exit 5: hints with their candidates, never a name as fact.
+
+A certificate that has run out does not make its manifest invalid: the bytes are those that were signed, and without a
+time-stamping service, which needs a network, every manifest comes to this by age alone. Nor is it proof any more, for
+whoever holds the key may sign for ever. So it is a hint, which says that it was valid when a registration of the signed
+file vouches for that; the other rungs decide.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from typing import Any, Final, Protocol
 from .clip_document import Variant
 from .evidence import Evidence
 from .manifest import ManifestReport, Trust
-from .signature import VARIANT_MARGIN, KnownSignature, Match, match_signature
+from .match import VARIANT_MARGIN, Match, margin_text
+from .signature import Signature
 
 __all__ = ["RUNGS", "Audit", "Known", "KnownClip", "Rung", "State", "Verdict", "judge"]
 
@@ -54,8 +60,8 @@ class Known(Protocol):
     def has_variant(self, variant: Variant) -> bool:
         """Whether this delta or base is registered."""
 
-    def signatures(self) -> Iterable[KnownSignature]:
-        """The signatures of all clips."""
+    def match(self, signature: Signature) -> Match:
+        """What the pictures of all clips tell; see `match_signature`."""
 
 
 class State(enum.StrEnum):
@@ -155,6 +161,7 @@ class Audit:
                 for candidate in self.match.candidates
             ],
             "nearest_distance": self.match.nearest,
+            "nearest_at_least": self.match.nearest_at_least,
             "margin": self.match.margin,
             "contradictions": list(self.contradictions),
         }
@@ -162,11 +169,10 @@ class Audit:
 
 def judge(evidence: Evidence, known: Known) -> Audit:
     """Climb the ladder."""
-    match = match_signature(evidence.signature, known.signatures())
+    match = known.match(evidence.signature)
     by_file, by_stream = known.by_file(evidence.file_sha256), known.by_stream(evidence.stream.digest)
-    signed = any(clip.signed for clip in by_file)
     rungs = (
-        _attested(evidence, known, was_signed=signed),
+        _attested(evidence, known, _vouched(by_file, by_stream)),
         _exact("exact-file", by_file, "the file"),
         _exact("exact-stream", by_stream, "the decoded stream"),
         _claimed(evidence, known),
@@ -179,7 +185,7 @@ def judge(evidence: Evidence, known: Known) -> Audit:
     return Audit(Verdict.UNPROVEN if proven is None else Verdict.CONFIRMED, proven, rungs, match, ())
 
 
-def _attested(evidence: Evidence, known: Known, *, was_signed: bool) -> Rung:
+def _attested(evidence: Evidence, known: Known, vouched: str) -> Rung:
     report = evidence.manifest
     if evidence.manifest_error is not None:
         return Rung("attested", State.NOT_CHECKED, (), str(evidence.manifest_error))
@@ -190,7 +196,7 @@ def _attested(evidence: Evidence, known: Known, *, was_signed: bool) -> Rung:
         return Rung("attested", State.INVALID, variants, f"an invalid manifest: {', '.join(report.failures)}")
     if not variants:
         return Rung("attested", State.ABSENT, (), "a signed manifest that names no variant")
-    doubt = _doubt(report, was_signed=was_signed)
+    doubt = _doubt(report, vouched)
     if doubt is not None:
         return Rung("attested", State.HINT, variants, doubt)
     if not known.has_variant(variants[0]):
@@ -198,14 +204,22 @@ def _attested(evidence: Evidence, known: Known, *, was_signed: bool) -> Rung:
     return Rung("attested", State.CONFIRMED, variants, f"signed by {_signer(report)} under a trusted authority")
 
 
-def _doubt(report: ManifestReport, *, was_signed: bool) -> str | None:
+def _vouched(by_file: Sequence[KnownClip], by_stream: Sequence[KnownClip]) -> str:
+    """What the registry can say of a signature whose certificate has run out."""
+    if any(clip.signed for clip in by_file):
+        return "it was valid when this file was registered"
+    if any(clip.signed for clip in by_stream):
+        # The same frames in another file: whether that one carried this signature is not known.
+        return "another file with these frames was registered with a valid one"
+    return "no registration vouches for it"
+
+
+def _doubt(report: ManifestReport, vouched: str) -> str | None:
     """Why a sound manifest proves nothing, or None."""
     if report.trust is Trust.UNTRUSTED:
         return f"signed by {_signer(report)}, whom no trusted authority stands behind"
     if report.trust is Trust.EXPIRED:
-        return "the signing certificate has expired" + (
-            "; it was valid when the clip was registered" if was_signed else " and no registration vouches for it"
-        )
+        return f"the signing certificate has expired; {vouched}"
     if report.is_layered:
         # The newest signature covers these bytes and the older one does not: what was edited in between is not known.
         return f"{report.manifests} manifests in layers; the newest covers the file, the older ones do not"
@@ -245,7 +259,10 @@ def _similar(evidence: Evidence, match: Match) -> Rung:
     if match.nearest is None:
         return Rung("similar", State.ABSENT, (), "no clip is registered")
     if not variants:
-        return Rung("similar", State.ABSENT, (), f"no registered scene resembles it (nearest at {match.nearest:.3f})")
+        assert match.nearest_at_least is not None
+        exact = match.nearest == match.nearest_at_least
+        nearest = f"nearest at {match.nearest:.3f}" if exact else f"none nearer than {match.nearest_at_least:.3f}"
+        return Rung("similar", State.ABSENT, (), f"no registered scene resembles it ({nearest})")
     if match.margin is None:
         return Rung("similar", State.HINT, variants, "a known scene, registered under one variant only: undecided")
     against = "above" if match.is_decided else "not above"
@@ -253,7 +270,7 @@ def _similar(evidence: Evidence, match: Match) -> Rung:
         "similar",
         State.HINT,
         variants,
-        f"a known scene of {len(variants)} variants; margin {match.margin:.1f}, {against} {VARIANT_MARGIN:g}"
+        f"a known scene of {len(variants)} variants; margin {margin_text(match.margin)}, {against} {VARIANT_MARGIN:g}"
         + ("" if match.is_decided else ": undecided"),
     )
 
@@ -287,7 +304,8 @@ def _against_pictures(rungs: tuple[Rung, ...], match: Match) -> tuple[str, ...]:
     margins = {candidate.variant: candidate.margin for candidate in match.candidates}
     named = dict.fromkeys(variant for rung in rungs[:4] if len(rung.variants) == 1 for variant in rung.variants)
     return tuple(
-        f"{variant} is named, and the pictures are {margins[variant]:.1f} times nearer to {match.candidates[0].variant}"
+        f"{variant} is named, and the pictures are {margin_text(margins[variant])} times nearer to "
+        f"{match.candidates[0].variant}"
         for variant in named
         if margins.get(variant, 0.0) > VARIANT_MARGIN
     )

@@ -1,16 +1,15 @@
-"""The perceptual signature of a clip, and what it can tell: which scene, and by margin which variant made it.
+"""The perceptual signature of a clip: its picture in 4 kB.
 
 Eight frames at fixed fractions of the clip, the luma of each averaged over 16x16 cells; distance is one minus the
 cosine of the signatures without their means, so that brightness and contrast do not count.
 
-There is no hash to shortlist candidates by: a scan of 100,000 signatures takes a second or two, and pHash mixed
-up smooth clips after half size and CRF 32 (same clip up to 138 of 512 bits, other clips from 136).
+Which registered clips are worth comparing with, `sketch.py` says by a bound that misses none. A perceptual hash would:
+pHash mixed up smooth clips after half size and CRF 32 (same clip up to 138 of 512 bits, other clips from 136).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,39 +18,13 @@ import numpy.typing as npt
 
 from hfq.schema.errors import MalformedFileError
 
-from .clip_document import Variant
 from .stream import Luma, luma_of
 
-__all__ = [
-    "FRAMES",
-    "GRID",
-    "SCENE_DISTANCE",
-    "SIGNATURE_BYTES",
-    "VARIANT_MARGIN",
-    "Candidate",
-    "KnownSignature",
-    "Match",
-    "Signature",
-    "SignatureMaker",
-    "match_signature",
-]
+__all__ = ["FRAMES", "GRID", "SIGNATURE_BYTES", "Signature", "SignatureMaker", "Vector", "distances"]
 
 FRAMES: Final = 8
 GRID: Final = 16
 SIGNATURE_BYTES: Final = FRAMES * GRID * GRID * 2
-
-SCENE_DISTANCE: Final = 0.02
-"""Trial of 500 clips (100 scenes x 5 variants, 256x144x33): seven re-encodings without crop stayed below .0112, unknown
-scenes above .176, and .02 gave recall 1.000 with no false scene in 1,200 look-ups. Synthetic clips, tuned on them."""
-
-VARIANT_MARGIN: Final = 3.0
-"""The same trial: with d2/d1 > 3 a variant was named for 34 % of the clips, always the right one, and for none of 300
-clips of unregistered variants; with 1.5 for 52 %, and for one of the 300."""
-
-_FLOOR: Final = 1e-7
-"""Distances below are rounding of the 16-bit signature; their quotients mean nothing."""
-
-_BATCH: Final = 4096
 
 _FLAT_SIGMA: Final = 1.0
 """Grey levels of 255. What varies less is a blank picture and the encoder's noise on it."""
@@ -79,15 +52,26 @@ class Signature:
         """Whether there is nothing to compare."""
         return not any(self.data)
 
-    def unit(self) -> Vector:
-        """The signature as float64 [2048] of length 1, zeros for a blank one."""
-        vector = np.frombuffer(self.data, "<i2").astype(np.float64)
-        norm = float(np.linalg.norm(vector))
-        return vector / norm if norm else vector
+    def values(self) -> Vector:
+        """The stored whole numbers as float64 [2048]."""
+        return np.frombuffer(self.data, "<i2").astype(np.float64)
 
     def distance(self, other: Signature) -> float:
         """One minus the cosine, 0 to 2; 1 when either is blank."""
-        return max(0.0, 1.0 - float(self.unit() @ other.unit()))
+        return float(distances(self, [other])[0])
+
+
+def distances(query: Signature, others: Sequence[Signature]) -> Vector:
+    """One minus the cosine to each, float64 [n], 0 to 2; 1 where either is blank.
+
+    Sums of 2,048 products of 16-bit numbers stay below 2**53: they are exact in float64 whatever the order of addition
+    is, so a distance does not depend on what is measured beside it.
+    """
+    own = query.values()
+    raw = np.frombuffer(b"".join(other.data for other in others), "<i2")
+    vectors = raw.reshape(len(others), -1).astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)) * np.sqrt(own @ own)
+    return np.asarray(np.maximum(0.0, 1.0 - vectors @ own / np.maximum(lengths, 1.0)), np.float64)
 
 
 class SignatureMaker:
@@ -128,109 +112,3 @@ def _cell_weights(extent: int) -> npt.NDArray[np.float32]:
     pixels = np.arange(extent)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return np.asarray(np.clip(covered, 0.0, 1.0) * (GRID / extent), np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class KnownSignature:
-    """A registered clip to compare with.
-
-    Attributes:
-        clip: how the registry calls the clip, such as its file's SHA-256.
-        variant: which made it.
-        scene: `ClipDocument.scene`.
-        signature: of its frames.
-    """
-
-    clip: str
-    variant: Variant
-    scene: str | None
-    signature: Signature
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A variant with a clip of the same scene.
-
-    Attributes:
-        variant: the variant.
-        clip: its nearest clip.
-        distance: of that clip.
-        margin: this distance over the smallest one; 1 for the nearest candidate.
-    """
-
-    variant: Variant
-    clip: str
-    distance: float
-    margin: float
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """What the pictures tell.
-
-    Attributes:
-        nearest: distance of the nearest registered clip; None when nothing is registered or the clip is blank.
-        candidates: variants with a clip of the same scene, nearest first; empty when the scene is unknown.
-        margin: d2/d1 of the two nearest variants of the scene; None with fewer than two.
-    """
-
-    nearest: float | None
-    candidates: tuple[Candidate, ...]
-    margin: float | None
-
-    @property
-    def knows_scene(self) -> bool:
-        """Whether some registered clip shows the same scene."""
-        return bool(self.candidates)
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether the nearest variant stands out among those registered. An unregistered one is never excluded."""
-        return self.margin is not None and self.margin > VARIANT_MARGIN
-
-
-def match_signature(query: Signature, known: Iterable[KnownSignature]) -> Match:
-    """Compare with every registered clip.
-
-    Candidates are variants with a clip nearer than SCENE_DISTANCE, or of the nearest clip's prompt and seed. With a
-    single one there is no margin: the distance to another scene says nothing about variants of this one.
-    """
-    if query.is_blank:
-        return Match(None, (), None)
-    seen = list(_measure(query.unit(), known))
-    first = min(seen, key=lambda one: one.distance, default=None)
-    if first is None:
-        return Match(None, (), None)
-    if first.distance >= SCENE_DISTANCE:
-        return Match(first.distance, (), None)
-    best: dict[Variant, tuple[float, str]] = {}
-    for one in seen:
-        if one.distance < SCENE_DISTANCE or (first.scene is not None and one.scene == first.scene):
-            found = (one.distance, one.clip)
-            best[one.variant] = min(best.get(one.variant, found), found)
-    candidates = tuple(
-        Candidate(variant, clip, distance, max(distance, _FLOOR) / max(first.distance, _FLOOR))
-        for (distance, clip), variant in sorted((found, variant) for variant, found in best.items())
-    )
-    return Match(first.distance, candidates, candidates[1].margin if len(candidates) > 1 else None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """A known clip without its signature: a million of these fit into memory, a million signatures do not."""
-
-    clip: str
-    variant: Variant
-    scene: str | None
-    distance: float
-
-
-def _measure(unit: Vector, known: Iterable[KnownSignature]) -> Iterator[_Measured]:
-    clips = iter(known)
-    while batch := list(itertools.islice(clips, _BATCH)):
-        raw = np.frombuffer(b"".join(one.signature.data for one in batch), "<i2")
-        vectors = raw.reshape(len(batch), -1).astype(np.float64)
-        norms = np.linalg.norm(vectors, axis=1)
-        distances = np.maximum(0.0, 1.0 - vectors @ unit / np.maximum(norms, 1.0))  # a blank one: 1
-        for one, distance in zip(batch, distances.tolist(), strict=True):
-            yield _Measured(one.clip, one.variant, one.scene, distance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,12 +10,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from hfq.registry.events import record_event, utc_now
-from hfq.registry.models import Base, Clip, ClipSignature, Delta
+from hfq.registry.models import Base, Clip, ClipSignature, ClipSketch, Delta
+from hfq.schema.errors import RegistryDamagedError
 
 from .clip_document import ClipDocument, Variant
 from .evidence import Evidence
 from .ladder import KnownClip
-from .signature import KnownSignature, Signature
+from .match import KnownSignature, Match, match_shortlisted
+from .signature import Signature
+from .sketch import sketch_of
 
 __all__ = ["RecordedClip", "RegisteredClips", "record_clip"]
 
@@ -75,6 +78,7 @@ def record_clip(
     session.add(row)
     session.flush()
     session.add(ClipSignature(clip_key=row.key, data=evidence.signature.data))
+    session.add(ClipSketch(clip_key=row.key, data=sketch_of(evidence.signature)))
     record_event(session, "clip", document.delta, file=evidence.file_sha256, variant=str(variant))
     return RecordedClip(evidence.file_sha256, variant, is_new=True)
 
@@ -100,12 +104,49 @@ class RegisteredClips:
         own = sa.select(Clip.key).where(Clip.variant_kind == "base", Clip.variant_id == variant.id)
         return self._exists(sa.select(Base.key).where(Base.id == variant.id)) or self._exists(own)
 
-    def signatures(self) -> Iterator[KnownSignature]:
-        """The signatures of all clips, in the order in which they were recorded."""
+    def match(self, signature: Signature) -> Match:
+        """What the pictures of all clips tell: all sketches are read, and few signatures."""
+        return match_shortlisted(signature, self)
+
+    def sketches(self) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Keys and joined sketches of all clips, _BATCH at a time.
+
+        Raises:
+            RegistryDamagedError: not every clip has a sketch, and one that has none would never be found.
+        """
+        # The driver's own cursor: of a million rows the ORM's would cost several seconds.
+        cursor, count = self._session.connection().connection.cursor(), 0
+        try:
+            cursor.execute("SELECT clip_key, data FROM clip_sketch ORDER BY clip_key")
+            while rows := cursor.fetchmany(_BATCH):
+                keys, sketches = zip(*rows, strict=True)
+                count += len(keys)
+                yield keys, b"".join(sketches)
+        finally:
+            cursor.close()
+        clips = self._session.scalar(sa.select(sa.func.count()).select_from(Clip))
+        if clips != count:
+            raise RegistryDamagedError(
+                "clips without a sketch would never be found",
+                where="table clip_sketch",
+                expected=f"{clips} sketches",
+                found=count,
+                todo="run `hfq db check`",
+            )
+
+    def clips(self, keys: Sequence[int]) -> Iterator[KnownSignature]:
+        """The clips of these keys."""
+        return self._signatures(Clip.key.in_(keys))
+
+    def of_scene(self, scene: str) -> Iterator[KnownSignature]:
+        """The clips of this prompt and seed; see `ClipDocument.scene`."""
+        return self._signatures(Clip.scene == scene)
+
+    def _signatures(self, condition: sa.ColumnElement[bool]) -> Iterator[KnownSignature]:
         query = (
             sa.select(Clip.file_sha256, Clip.variant_kind, Clip.variant_id, Clip.scene, ClipSignature.data)
             .join(ClipSignature, ClipSignature.clip_key == Clip.key)
-            .order_by(Clip.key)
+            .where(condition)
             .execution_options(yield_per=_BATCH)
         )
         for sha256, kind, variant_id, scene, data in self._session.execute(query):

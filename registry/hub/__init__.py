@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .card import CardFacts, Score, card_facts, official_bases, render_card
 from .card_check import check_card
+from .presence import ask_hub
 from .pull import Pulled, pull
 from .push import Pushed, PushedFile, push
 from .revision import HubRevision, tie_base
@@ -15,6 +16,7 @@ __all__ = [
     "Pushed",
     "PushedFile",
     "Score",
+    "ask_hub",
     "card_facts",
     "check_card",
     "official_bases",

@@ -11,7 +11,16 @@ from huggingface_hub import constants
 
 from hfq.schema.errors import UsageError
 
-__all__ = ["MAIN", "check_endpoint", "check_repo", "check_revision", "is_commit", "saved_token_fits", "tag_of"]
+__all__ = [
+    "MAIN",
+    "check_endpoint",
+    "check_repo",
+    "check_revision",
+    "is_commit",
+    "saved_token_fits",
+    "split_place",
+    "tag_of",
+]
 
 MAIN: Final = "main"
 
@@ -31,6 +40,16 @@ def check_repo(repo: str) -> str:
     if not _REPO.fullmatch(repo) or "--" in repo or ".." in repo or len(repo) > 96 or name.endswith((".git", ".ipynb")):
         raise UsageError("not the name of a repository", expected="OWNER/NAME", found=repr(repo))
     return repo
+
+
+def split_place(text: str) -> tuple[str, str | None]:
+    """`OWNER/NAME` or `OWNER/NAME@REVISION`, both parts checked; None is the repository's main branch.
+
+    Raises:
+        UsageError
+    """
+    repo, at, revision = text.partition("@")
+    return check_repo(repo), check_revision(revision) if at else None
 
 
 def check_revision(revision: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from hfq.schema.errors import UsageError
 
-from .address import check_repo
+from .address import check_repo, is_commit
 from .card_check import LICENSES, PIPELINE_TAGS, RELATION
 
 __all__ = ["CardFacts", "Score", "card_facts", "official_bases", "render_card"]
@@ -63,6 +63,7 @@ class CardFacts:
         base_models: repositories of the checkpoint that the delta needs; the first is named in the first line.
         license: the Hub's identifier, one of `card_check.LICENSES`.
         revision: what the restore command asks for; None is the repository's main branch.
+        base_commits: (base repository, commit) where the files that the delta was made from are known to lie.
     """
 
     repo: str
@@ -71,6 +72,7 @@ class CardFacts:
     pipeline_tag: str
     revision: str | None = None
     scores: tuple[Score, ...] = ()
+    base_commits: tuple[tuple[str, str], ...] = ()
 
 
 def official_bases(document: Mapping[str, Any]) -> tuple[str, ...]:
@@ -88,11 +90,13 @@ def card_facts(
     pipeline_tag: str | None = None,
     revision: str | None = None,
     scores: Iterable[Score] = (),
+    base_commits: Mapping[str, str] | None = None,
 ) -> CardFacts:
     """Checked arguments. `pipeline_tag` follows from the kind of model where that has one task.
 
     Raises:
-        UsageError: no base, a name that is none, a licence or tag outside the lists, no tag where none follows.
+        UsageError: no base, a name that is none, a licence or tag outside the lists, no tag where none follows, a
+            commit that is none or of another repository.
     """
     bases = (base_model,) if isinstance(base_model, str) else tuple(base_model)
     if not any(bases):
@@ -109,7 +113,11 @@ def card_facts(
             expected=", ".join(PIPELINE_TAGS),
             found=repr(tag),
         )
-    return CardFacts(check_repo(repo), tuple(dict.fromkeys(bases)), license, tag, revision, tuple(scores))
+    commits = tuple(sorted((base_commits or {}).items()))
+    for name, commit in commits:
+        if name not in bases or not is_commit(commit):
+            raise UsageError("not a commit of a base", expected=f"of {' or '.join(bases)}", found=f"{name}@{commit}")
+    return CardFacts(check_repo(repo), tuple(dict.fromkeys(bases)), license, tag, revision, tuple(scores), commits)
 
 
 def render_card(document: Mapping[str, Any], report: Mapping[str, Any] | None, facts: CardFacts) -> str:
@@ -130,7 +138,7 @@ def render_card(document: Mapping[str, Any], report: Mapping[str, Any] | None, f
         f"`hfq`, recipe `{recipe['name']}`. " + _plain(recipe["description"]),
         "## Restore\n\n" + _restore(facts),
         "## Delta\n\n" + _delta(document),
-        "## Base\n\n" + _base(document),
+        "## Base\n\n" + _base(document, facts),
         "## Routing\n\n" + _routing(document),
         "## Errors\n\n" + _errors(report),
         "## Scores\n\n" + _scores(facts.scores),
@@ -185,7 +193,7 @@ def _calibration(calibration: Mapping[str, Any] | None) -> str:
     return f"`{calibration['id'][:12]}`, {count} prompt{'' if count == 1 else 's'}"
 
 
-def _base(document: Mapping[str, Any]) -> str:
+def _base(document: Mapping[str, Any], facts: CardFacts) -> str:
     rows = [
         (role, f"`{expert['bf16_root']}`", str(len(expert["tensors"])))
         for role, expert in sorted(document["base"]["experts"].items())
@@ -194,7 +202,12 @@ def _base(document: Mapping[str, Any]) -> str:
         "The delta is bound to these weights, whatever their layout, sharding or file names: SHA-256 over all tensors, "
         "rounded to BF16."
     )
-    return f"{text}\n\n{_table(('expert', 'bf16 root', 'tensors'), rows)}"
+    lines = [
+        f"The files that it was made from lie in [{name}](https://huggingface.co/{name}/tree/{commit}) at commit "
+        f"`{commit}`, by SHA-256."
+        for name, commit in facts.base_commits
+    ]
+    return "\n\n".join([text, _table(("expert", "bf16 root", "tensors"), rows), *lines])
 
 
 def _routing(document: Mapping[str, Any]) -> str:

@@ -94,6 +94,8 @@ def read_listing(hub: Hub, repo: str, revision: str) -> Listing:
     )
     if not is_commit(info.sha):
         raise HubListingError("not a commit", where=f"{repo}@{revision}", found=repr(info.sha))
+    if is_commit(revision) and info.sha != revision:
+        raise HubListingError("another commit than was asked for", where=repo, expected=revision, found=info.sha)
     siblings = info.siblings or []
     if len(siblings) > _MAX_FILES:
         raise HubListingError("too many files", where=repo, expected=f"at most {_MAX_FILES}", found=len(siblings))

@@ -13,14 +13,16 @@ from typing import Any, Final
 from huggingface_hub import hf_hub_url
 from huggingface_hub.file_download import http_get
 
-from hfq.schema.atomic import publish_folder
 from hfq.schema.documents import read_document
 from hfq.schema.errors import (
     DigestMismatchError,
-    HubListingError,
+    HfqError,
+    HubAccessError,
+    HubBusyError,
+    HubError,
     HubNotFoundError,
+    HubUnavailableError,
     MalformedFileError,
-    OutputExistsError,
     TooLargeError,
     TrailingBytesError,
     TruncatedFileError,
@@ -31,8 +33,9 @@ from hfq.schema.errors import (
 from ..folder import read_delta_folder
 from .address import MAIN, check_repo, check_revision, tag_of
 from .client import Hub, open_hub
-from .files import CARD, DOCUMENT, LIMITS, NAMES, PROVENANCE, REPORT, REQUIRED, STATE
-from .listing import ListedFile, Listing, check_names, digests_of, read_listing
+from .files import CARD, DOCUMENT, PROVENANCE, REPORT, STATE, listed_files
+from .listing import ListedFile, Listing, digests_of, read_listing
+from .unfinished import Unfinished
 
 __all__ = ["Pulled", "pull"]
 
@@ -47,6 +50,7 @@ class Pulled:
     Attributes:
         commit: git commit that the files are of, 40 hex digits.
         ignored: files of the repository that are no part of a delta; they were never asked for.
+        tag: the delta's own tag, where the revision asked for was that.
     """
 
     folder: Path
@@ -55,6 +59,8 @@ class Pulled:
     id: str
     files: tuple[str, ...]
     ignored: tuple[str, ...]
+    endpoint: str
+    tag: str | None
 
 
 def pull(
@@ -68,6 +74,8 @@ def pull(
     """Download a delta into `out`, which appears only when everything in it has been verified.
 
     Only a delta's own files are asked for, by the commit that was listed, into `OUT.partial`. Nothing is executed.
+    After a broken connection, an interruption or a kill the same call goes on from there; what turns out wrong is
+    removed.
 
     Args:
         revision: a branch, tag or commit; None is main.
@@ -85,67 +93,55 @@ def pull(
     check_repo(repo)
     wanted = check_revision(revision or MAIN)
     target = Path(out)
-    partial = _room_for(target)
     hub = open_hub(endpoint, token)
-    listing = read_listing(hub, repo, wanted)
-    files = _select(listing)
+    unfinished = Unfinished.begin(target)
     try:
-        partial.mkdir()
-    except OSError as error:
-        raise UnreadableFileError("cannot be made", where=partial, found=error.strerror) from error
-    try:
-        found = _download(hub, listing, files, partial)
+        listing = read_listing(hub, repo, wanted)
+        files = listed_files(listing)
+        unfinished.keep_only(tuple(files.values()))
+        found = _download(hub, listing, files, unfinished)
         if wanted.startswith("delta-") and wanted != tag_of(found):
             raise DigestMismatchError(
                 "the tag names another delta", where=f"{repo}@{wanted}", expected=wanted, found=tag_of(found)
             )
-        _publish(partial, target)
+        unfinished.publish(target)
+    except (HubUnavailableError, HubBusyError) as error:
+        raise _with_arrived(error, unfinished.leave(), target) from error
+    except (HubAccessError, HubNotFoundError, UsageError, KeyboardInterrupt):
+        unfinished.leave()
+        raise
     except OSError as error:  # the Hub's failures have become HubErrors below; what is left is the disk's
-        raise UnreadableFileError("cannot be written", where=partial, found=error.strerror) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        unfinished.discard()
+        raise UnreadableFileError("cannot be written", where=unfinished.folder, found=error.strerror) from error
+    except BaseException:  # whatever was refused is not to be built on
+        unfinished.discard()
+        raise
     ignored = tuple(file.name for file in listing.files if file.name not in (*files, *_EXPECTED_BY_GIT))
-    return Pulled(target, repo, listing.commit, found, tuple(files), ignored)
+    tag = wanted if wanted == tag_of(found) else None
+    return Pulled(target, repo, listing.commit, found, tuple(files), ignored, hub.endpoint, tag)
 
 
-def _room_for(out: Path) -> Path:
-    if out.exists() or out.is_symlink():
-        raise OutputExistsError("the output is already there", where=out, todo="choose another name, or remove it")
-    if not out.name or not out.parent.is_dir():
-        raise UsageError("the folder for the output does not exist", where=out.parent)
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists() or partial.is_symlink():
-        raise OutputExistsError("unfinished work is already there", where=partial, todo="remove it")
-    return partial
+def _with_arrived(error: HubError, arrived_bytes: int, out: Path) -> HfqError:
+    if not arrived_bytes:
+        return error
+    return type(error)(
+        error.what,
+        where=error.where,
+        expected=error.expected,
+        found=error.found,
+        todo=f"pull again into {out.name}: it goes on from the {arrived_bytes} bytes that have arrived",
+    )
 
 
-def _select(listing: Listing) -> dict[str, ListedFile]:
-    """The delta's files, in the order of NAMES, with sizes inside their bounds."""
-    check_names(listing, NAMES)
-    where = f"{listing.repo}@{listing.commit[:12]}"
-    listed = listing.by_name
-    for name in REQUIRED:
-        if name not in listed:
-            raise HubNotFoundError("the repository holds no delta", where=where, expected=name)
-    for name, limit in LIMITS.items():
-        if name in listed and listed[name].size_bytes > limit:
-            raise HubListingError(
-                "a file too large",
-                where=f"{where}: {name}",
-                expected=f"at most {limit} bytes",
-                found=listed[name].size_bytes,
-            )
-    return {name: listed[name] for name in NAMES if name in listed}
-
-
-def _download(hub: Hub, listing: Listing, files: Mapping[str, ListedFile], partial: Path) -> str:
-    """Fetch and verify everything; returns the delta's id."""
-    _fetch(hub, listing, files[DOCUMENT], partial)
+def _download(hub: Hub, listing: Listing, files: Mapping[str, ListedFile], unfinished: Unfinished) -> str:
+    """Fetch what is not there yet and verify everything; returns the delta's id."""
+    partial = unfinished.folder
+    _fetch(hub, listing, files[DOCUMENT], unfinished)
     document = read_document(partial / DOCUMENT, "ptq-state")
-    _check_state_size(listing, files[STATE], document["state"], partial)
+    _check_state_size(listing, files[STATE], document["state"], unfinished)
     for name in (PROVENANCE, REPORT, CARD, STATE):
         if name in files:
-            _fetch(hub, listing, files[name], partial)
+            _fetch(hub, listing, files[name], unfinished)
     facts = read_delta_folder(partial)
     if REPORT in files:
         report = read_document(partial / REPORT, "report")
@@ -161,7 +157,7 @@ def _download(hub: Hub, listing: Listing, files: Mapping[str, ListedFile], parti
     return facts.id
 
 
-def _check_state_size(listing: Listing, file: ListedFile, claim: Mapping[str, Any], partial: Path) -> None:
+def _check_state_size(listing: Listing, file: ListedFile, claim: Mapping[str, Any], unfinished: Unfinished) -> None:
     """Before gigabytes are fetched: the list, the document and the disk must agree."""
     where = f"{listing.repo}@{listing.commit[:12]}: {file.name}"
     if file.size_bytes != claim["size_bytes"]:
@@ -176,22 +172,51 @@ def _check_state_size(listing: Listing, file: ListedFile, claim: Mapping[str, An
         raise DigestMismatchError(
             "not the file that the document names", where=where, expected=claim["sha256"], found=file.sha256
         )
-    free_bytes = shutil.disk_usage(partial).free
-    if file.size_bytes + _SPARE_BYTES > free_bytes:
+    free_bytes = shutil.disk_usage(unfinished.folder).free
+    left_bytes = file.size_bytes - unfinished.size_bytes(file)
+    if left_bytes + _SPARE_BYTES > free_bytes:
         raise UsageError(
-            "the disk has no room for it", where=partial.parent, expected=f"{file.size_bytes} bytes", found=free_bytes
+            "the disk has no room for it",
+            where=unfinished.folder.parent,
+            expected=f"{left_bytes} bytes",
+            found=free_bytes,
         )
 
 
-def _fetch(hub: Hub, listing: Listing, file: ListedFile, partial: Path) -> None:
-    path = partial / file.name
+def _fetch(hub: Hub, listing: Listing, file: ListedFile, unfinished: Unfinished) -> None:
     where = f"{listing.repo}@{listing.commit[:12]}: {file.name}"
+    done, path = unfinished.folder / file.name, unfinished.incomplete(file)
+    if done.exists():
+        if file.holds(digests_of(done)):
+            return
+        done.unlink()  # of another commit, or damaged
+    is_resumed = path.exists()
+    _complete(hub, listing, file, path, where)
+    found = digests_of(path)
+    if is_resumed and not file.holds(found):
+        # An earlier pull's bytes may be damaged: a power cut takes what was not on the disk yet.
+        path.unlink()
+        _complete(hub, listing, file, path, where)
+        found = digests_of(path)
+    file.check(found, where)
+    os.rename(path, done)
+
+
+def _complete(hub: Hub, listing: Listing, file: ListedFile, path: Path, where: str) -> None:
+    """Ask for the bytes that `path` lacks, again after a broken connection."""
     url = hf_hub_url(listing.repo, file.name, revision=listing.commit, endpoint=hub.endpoint)
 
     def ask() -> None:
         try:
             with _BoundedFile(path, where, file.size_bytes) as target:
-                http_get(url, target, headers=hub.headers, expected_size=file.size_bytes, displayed_filename=file.name)
+                http_get(
+                    url,
+                    target,
+                    resume_size=target.tell(),
+                    headers=hub.headers,
+                    expected_size=file.size_bytes,
+                    displayed_filename=file.name,
+                )
                 os.fsync(target.fileno())
         except OSError as error:
             if error.errno is not None:
@@ -201,14 +226,13 @@ def _fetch(hub: Hub, listing: Listing, file: ListedFile, partial: Path) -> None:
             raise
 
     hub.read(where, ask)
-    file.check(digests_of(path), where)
 
 
 class _BoundedFile(io.FileIO):
-    """A new file that takes no more bytes than were listed: a stream need not end where it says."""
+    """A file to be continued, which takes no more bytes than were listed: a stream need not end where it says."""
 
     def __init__(self, path: Path, where: str, limit: int) -> None:
-        super().__init__(path, "w")
+        super().__init__(path, "a")
         self._where = where
         self._limit = limit
 
@@ -227,10 +251,3 @@ def _check_text(path: Path, where: str) -> None:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise MalformedFileError("not UTF-8", where=where, found=f"byte {error.start}") from None
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Give the verified folder its name; an `out` that appeared meanwhile is not replaced."""
-    if out.exists() or out.is_symlink():  # renaming onto an empty folder would succeed
-        raise OutputExistsError("the output appeared meanwhile", where=out, todo="choose another name, or remove it")
-    publish_folder(partial, out)

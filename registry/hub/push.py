@@ -52,6 +52,7 @@ class Pushed:
     Attributes:
         commit: git commit, 40 hex digits; None after a dry run.
         tag: None after a dry run and for a pull request, whose commit is not yet the repository's.
+        tagged: the commit that the tag names: an older one where only the card is new.
         url: of the tag, the commit or the pull request.
         is_new: whether there was anything to commit.
         card: the text of the model card.
@@ -66,6 +67,8 @@ class Pushed:
     url: str
     is_new: bool
     card: str
+    endpoint: str
+    tagged: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -91,6 +94,7 @@ def push(
     license: str,
     pipeline_tag: str | None = None,
     scores: Iterable[Score] = (),
+    base_commits: Mapping[str, str] | None = None,
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
@@ -106,6 +110,7 @@ def push(
         base_model: repositories of the checkpoint that the delta needs.
         license: the Hub's identifier, for example `apache-2.0`.
         pipeline_tag: None takes that of the model's kind.
+        base_commits: base repository -> commit that is known to hold the base; the card links it.
         private: of a repository that is made; an existing one must not be public then.
         revision: a branch, made if it is not there; None is main.
         create_pr: open a pull request instead of committing to the branch.
@@ -123,10 +128,10 @@ def push(
     if is_commit(branch):
         raise UsageError("a commit cannot be added to", expected="a branch", found=branch)
     hub = open_hub(endpoint, token)
-    with _packed(folder, repo, branch, base_model, license, pipeline_tag, scores, create_pr) as parcel:
+    with _packed(folder, repo, branch, base_model, license, pipeline_tag, scores, base_commits, create_pr) as parcel:
         if dry_run:
             url = f"{hub.endpoint}/{repo}/tree/{branch}"
-            return Pushed(repo, parcel.id, None, None, parcel.files, url, True, parcel.card)
+            return Pushed(repo, parcel.id, None, None, parcel.files, url, True, parcel.card, hub.endpoint)
         parent = _prepare(hub, repo, branch, private=private, create_pr=create_pr)
         tag = None if create_pr else tag_of(parcel.id)
         tagged = None if tag is None else _tagged(hub, repo, tag, parcel)
@@ -134,10 +139,13 @@ def push(
         _check_arrival(hub, repo, info.oid, parcel)
         if tag is not None and tagged is None:
             _set_tag(hub, repo, tag, info.oid, parcel)
-        place = info.oid if tag is None or tagged not in (None, info.oid) else tag
+        tagged = None if tag is None else tagged or info.oid
+        place = tag if tag is not None and tagged == info.oid else info.oid
         url = info.pr_url or f"{hub.endpoint}/{repo}/tree/{place}"
         is_new = info.oid != parent.commit
-        return Pushed(repo, parcel.id, info.oid, tag, parcel.files, url, is_new, parcel.card, notes)
+        return Pushed(
+            repo, parcel.id, info.oid, tag, parcel.files, url, is_new, parcel.card, hub.endpoint, tagged, notes
+        )
 
 
 @contextlib.contextmanager
@@ -149,6 +157,7 @@ def _packed(
     license: str,
     pipeline_tag: str | None,
     scores: Iterable[Score],
+    base_commits: Mapping[str, str] | None,
     create_pr: bool,
 ) -> Iterator[_Parcel]:
     facts = read_delta_folder(folder)
@@ -176,6 +185,7 @@ def _packed(
             pipeline_tag=pipeline_tag,
             revision=pinned,
             scores=scores,
+            base_commits=base_commits,
         ),
     )
     check_card(card)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from .address import MAIN, check_repo, check_revision
 from .client import open_hub
-from .listing import read_listing
+from .listing import Listing, check_names, read_listing
 
-__all__ = ["HubRevision", "tie_base"]
+__all__ = ["HubRevision", "match_files", "tie_base"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,16 @@ def tie_base(
     """
     check_repo(repo)
     check_revision(revision)
-    listing = read_listing(open_hub(endpoint, token), repo, revision)
+    return match_files(read_listing(open_hub(endpoint, token), repo, revision), files)
+
+
+def match_files(listing: Listing, files: Mapping[str, str]) -> HubRevision:
+    """`tie_base` for a list that is at hand.
+
+    Raises:
+        HubListingError: names that no honest repository has.
+    """
+    check_names(listing, ())
     paths: dict[str, list[str]] = {}
     for file in listing.files:
         if file.sha256 is not None:
@@ -65,7 +74,7 @@ def tie_base(
     for name, sha256 in sorted(files.items()):
         if sha256 in paths:
             matched[name] = _nearest(name, paths[sha256])
-    return HubRevision(repo, listing.commit, matched, tuple(sorted(set(files) - set(matched))))
+    return HubRevision(listing.repo, listing.commit, matched, tuple(sorted(set(files) - set(matched))))
 
 
 def _nearest(name: str, paths: Sequence[str]) -> str:

@@ -25,11 +25,13 @@ TIMEOUT_S: Final = 60.0
 
 LONGEST_PAUSE_S: Final = 30.0
 
-_SWITCHES: Final[Mapping[str, bool]] = {
+_SWITCHES: Final[Mapping[str, object]] = {
     # Xet would bring a third host into an upload; files of a delta go by LFS, which every Hub and mirror speaks.
     "HF_HUB_DISABLE_XET": True,
     # To describe the caller, the client asks the public Hub, whichever endpoint was named.
     "HF_HUB_DISABLE_TELEMETRY": True,
+    # A block that is not whole is not written: with the client's 10 MB nothing would be kept of a small delta.
+    "DOWNLOAD_CHUNK_SIZE": 1 << 20,
 }
 
 _RETRIED: Final = (408, 429, 500, 502, 503, 504)  # by the client itself, where it retries at all

@@ -94,6 +94,7 @@ from .registry import (
     SigningError,
 )
 from .scores import (
+    AmbiguousScoresError,
     ClipMismatchError,
     ClipTooSmallError,
     DuplicateVideoError,
@@ -105,6 +106,7 @@ from .scores import (
     HubError,
     HubListingError,
     HubNotFoundError,
+    HubTieError,
     HubUnavailableError,
     MeasurementError,
     ModelCardError,
@@ -113,11 +115,13 @@ from .scores import (
     ScoreFileError,
     SettingsDifferError,
     UnknownMetricError,
+    UnknownScoresError,
     UnknownWorkloadError,
 )
 
 __all__ = [
     "AmbiguousIdError",
+    "AmbiguousScoresError",
     "AnalysisBaseError",
     "CalibrationBaseError",
     "CalibrationMergeError",
@@ -150,6 +154,7 @@ __all__ = [
     "HubError",
     "HubListingError",
     "HubNotFoundError",
+    "HubTieError",
     "HubUnavailableError",
     "InconsistentDeltaError",
     "IndexMismatchError",
@@ -203,6 +208,7 @@ __all__ = [
     "UnknownMetricError",
     "UnknownOpError",
     "UnknownSchemaVersionError",
+    "UnknownScoresError",
     "UnknownWordError",
     "UnknownWorkloadError",
     "UnmatchedRuleError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .general import HfqError, MalformedFileError, UsageError
 
 __all__ = [
+    "AmbiguousScoresError",
     "ClipMismatchError",
     "ClipTooSmallError",
     "DuplicateVideoError",
@@ -16,6 +17,7 @@ __all__ = [
     "HubError",
     "HubListingError",
     "HubNotFoundError",
+    "HubTieError",
     "HubUnavailableError",
     "MeasurementError",
     "ModelCardError",
@@ -24,6 +26,7 @@ __all__ = [
     "ScoreFileError",
     "SettingsDifferError",
     "UnknownMetricError",
+    "UnknownScoresError",
     "UnknownWorkloadError",
 ]
 
@@ -94,6 +97,20 @@ class UnknownWorkloadError(UsageError):
     code = "unknown-workload"
 
 
+class UnknownScoresError(HfqError):
+    """A metric, suite or prompt set that nothing on a base was scored by."""
+
+    code = "unknown-scores"
+    exit_code = 5
+
+
+class AmbiguousScoresError(HfqError):
+    """A metric that several suites computed, or that was computed on several prompt sets."""
+
+    code = "ambiguous-scores"
+    exit_code = 5
+
+
 class GateFailedError(HfqError):
     """A variant that does not pass its workload's gate."""
 
@@ -137,6 +154,13 @@ class HubConflictError(HubError):
     """The repository is not in the state that the request was made for: the branch moved, a tag names another delta."""
 
     code = "hub-conflict"
+    exit_code = 3
+
+
+class HubTieError(HubError):
+    """A commit on the Hub does not hold every file of the base that was to be tied to it."""
+
+    code = "hub-tie"
     exit_code = 3
 
 

@@ -17,6 +17,7 @@ def test_the_demo_goes_the_whole_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HFQ_REGISTRY", str(tmp_path / "mine.sqlite"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     before = Path.cwd()
     out = tmp_path / "demo"
     assert run(["demo", "-o", str(out), "--json"]) == 0
@@ -34,12 +35,30 @@ def test_the_demo_goes_the_whole_way(
     assert registry.resolve("tiny@demo") == summary["delta"]
     assert {row["to"]: row["sites"] for row in summary["routing"]} == {"quantize": 80, "keep": 6}
     assert summary["delta_bytes"] < summary["base_bytes"] / 20
-    bf16, hif4 = read_clip(out / "bf16.mp4"), read_clip(out / "hif4.mp4")
+    bf16, hif4 = read_clip(out / "bf16" / "001.mp4"), read_clip(out / "hif4" / "001.mp4")
     assert bf16.shape == hif4.shape == (9, 192, 192, 3)
     assert 10 < summary["psnr_db"] < 60
     assert (out / "side-by-side.gif").stat().st_size > 1000
+    # Stripped of all metadata a clip is still known by its frames; re-encoded, nobody is named.
+    assert summary["audits"] == {"stamped.mp4": "confirmed", "stripped.mp4": "confirmed", "platform.mp4": "unproven"}
+    assert summary["gates"] == {"sketches": True, "product-shots": False}
+    # Keys are made in the demo's folder, and the user's own place for them is left alone.
+    assert (out / "config" / "keys").is_dir()
+    assert not (tmp_path / "config").exists()
     # Every command that the demo ran is shown as a user would type it.
-    for verb in ("inspect", "calibrate", "convert", "verify", "report", "register", "generate"):
+    for verb in (
+        "inspect",
+        "calibrate",
+        "convert",
+        "verify",
+        "report",
+        "register",
+        "generate",
+        "stamp",
+        "audit",
+        "score",
+        "gate",
+    ):
         assert f"$ hfq {verb} " in captured.err
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,13 @@ from factory import make_delta
 
 from hfq.registry import Registry
 from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
+from hfq.registry.clips.match import SCENE_DISTANCE
+from hfq.registry.clips.signature import Signature
+from hfq.registry.clips.sketch import sketch_of
 from hfq.registry.clips.stamp import stamp_clip
-from hfq.schema.errors import ContradictedClaimError, UnknownIdError
+from hfq.registry.clips.store import RegisteredClips
+from hfq.registry.upgrade import upgrade
+from hfq.schema.errors import ContradictedClaimError, RegistryDamagedError, UnknownIdError
 
 Frames = npt.NDArray[np.uint8]
 
@@ -138,3 +146,60 @@ def test_an_audit_without_a_registry_writes_none(registry: Registry, tmp_path: P
     found = registry.audit(write(tmp_path / "a.mp4", frames_of(1)))
     assert (found.exit_code, found.variant) == (5, None)
     assert not registry.path.exists()
+
+
+def test_the_database_is_asked_for_few_signatures(
+    registry: Registry, deltas: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sketches of all clips, signatures of those that may be near, and of the nearest clip's scene."""
+    for seed in range(6):
+        recorded(registry, tmp_path / f"{seed}.mp4", deltas[0], frames_of(seed), seed)
+    recorded(registry, tmp_path / "rival.mp4", deltas[1], frames_of(50), 3)  # the same prompt and seed, another picture
+    read: list[int] = []
+    clips = RegisteredClips.clips
+
+    def counted(self: RegisteredClips, keys: Sequence[int]) -> Any:
+        read.extend(keys)
+        return clips(self, keys)
+
+    monkeypatch.setattr(RegisteredClips, "clips", counted)
+    found = registry.audit(write(tmp_path / "small.mp4", frames_of(3), crf=28, scale=2))
+    assert [candidate.variant.id for candidate in found.match.candidates] == deltas
+    assert found.match.candidates[1].distance > SCENE_DISTANCE
+    assert read == [4]
+
+
+def test_a_clip_without_its_sketch_is_a_finding(registry: Registry, deltas: list[str], tmp_path: Path) -> None:
+    recorded(registry, tmp_path / "a.mp4", deltas[0], frames_of(1))
+    recorded(registry, tmp_path / "b.mp4", deltas[1], frames_of(2))
+    assert registry.check() == ()
+    for statement in ("UPDATE clip_sketch SET data = zeroblob(130) WHERE clip_key = 1",
+                      "DELETE FROM clip_sketch WHERE clip_key = 2"):  # fmt: skip
+        with closing(sqlite3.connect(registry.path)) as connection:
+            connection.execute(statement)
+            connection.commit()
+    assert [(finding.code, finding.exit_code) for finding in registry.check()] == [("clip-sketch", 1)] * 2
+    with pytest.raises(RegistryDamagedError, match="expected 2 sketches, found 1") as caught:
+        registry.audit(write(tmp_path / "half.mp4", frames_of(1), crf=28, scale=2))
+    assert caught.value.exit_code == 1
+
+
+def test_an_upgrade_sketches_the_clips_that_are_there(registry: Registry) -> None:
+    """By another program than the one that sketches new clips: they agree byte for byte, blank clips included."""
+    upgrade(registry.database, "0004")
+    random = np.random.default_rng(1)
+    signatures = [random.integers(-32767, 32768, 2048) for _ in range(1030)]
+    signatures += [np.zeros(2048, int), np.full(2048, 32767), random.integers(0, 2, 2048)]
+    rows = [Signature(one.astype("<i2").tobytes()) for one in signatures]
+    with closing(sqlite3.connect(registry.path)) as connection:
+        for key, one in enumerate(rows, start=3):
+            connection.execute(
+                "INSERT INTO clip VALUES (?, ?, ?, 'delta', ?, NULL, 'x.mp4', 'mp4', 1, 1, 1, 1, '{}', NULL, 0, '')",
+                (key, f"{key:064x}", "5" * 64, "d" * 64),
+            )
+            connection.execute("INSERT INTO clip_signature VALUES (?, ?)", (key, one.data))
+        connection.commit()
+    assert upgrade(registry.database).before == "0004"
+    with closing(sqlite3.connect(registry.path)) as connection:
+        found = connection.execute("SELECT clip_key, data FROM clip_sketch ORDER BY clip_key").fetchall()
+    assert found == [(key, sketch_of(one)) for key, one in enumerate(rows, start=3)]

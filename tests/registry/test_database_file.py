@@ -53,6 +53,28 @@ def test_the_file_stands_alone_when_nobody_works(registry: Registry, tmp_path: P
     assert [path.name for path in tmp_path.glob("registry*")] == ["registry.sqlite"]
 
 
+def test_many_writes_in_a_row_share_a_log_that_goes_when_they_end(registry: Registry, tmp_path: Path) -> None:
+    def beside() -> list[str]:
+        return sorted(path.name for path in tmp_path.glob("registry*"))
+
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder in folders:
+        make_delta(folder, seed=folder.name)
+    with registry:
+        assert beside() == [], "nothing is created to hold it"
+    registry.register(folders[0])
+    with registry as held:
+        held.register(folders[1])
+        assert "registry.sqlite-wal" in beside()
+        assert open_registry(registry.path).list()[1] == 2, "others see it at once"
+        held.register(folders[2])
+    assert beside() == ["registry.sqlite"]
+    assert registry.list()[1] == 3
+    with pytest.raises(UnknownIdError), registry:
+        registry.get("0123456789ab")
+    assert beside() == ["registry.sqlite"]
+
+
 def test_writers_use_the_settings_that_survive_a_power_cut(registry: Registry, tmp_path: Path) -> None:
     make_delta(tmp_path / "delta")
     registry.register(tmp_path / "delta")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from factory import make_delta, make_provenance, write_json
 
-from hfq.registry import Filters, Registry
+from hfq.registry import Filters, Registry, lookup
 from hfq.schema.canonical import content_id
 from hfq.schema.errors import AmbiguousIdError, FolderGoneError, MissingPathError, UnknownIdError, UsageError
 
@@ -95,14 +95,19 @@ def test_a_delta_argument_is_a_folder_an_id_or_an_alias(
         registry.identify("three")
 
 
-def test_lists_are_narrowed_by_what_deltas_are_made_from(registry: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [0, 1000])
+def test_lists_are_narrowed_by_what_deltas_are_made_from(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    """Many matches are read in the order of the keys, few through an index: the answer is the same."""
+    monkeypatch.setattr(lookup, "_MANY", many)
     plain = register(registry, tmp_path / "a", percentile=None, name="plain-max", kept=0, quantized=4)
     low = register(registry, tmp_path / "b", percentile=99.0, kept=1)
     high = register(registry, tmp_path / "c", percentile=99.9, kept=3)
     other = register(registry, tmp_path / "d", percentile=99.9, kept=3, base="wan21")
 
     def ids(**filters: Any) -> list[str]:
-        deltas, total = registry.list(Filters(**filters))
+        deltas, total = registry.list(Filters(**filters), limit=10)
         assert total == len(deltas)
         return [delta.id for delta in deltas]
 

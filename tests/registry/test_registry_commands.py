@@ -67,7 +67,7 @@ def test_list_is_a_table_that_filters_narrow(capsys: Capture, registry: Registry
     _, out, _ = hfq(capsys, "list")
     header, newest, oldest = out.splitlines()
     assert header.split() == [
-        "DELTA", "RECIPE", "W/A", "PERCENTILE", "QUANTIZED", "KEPT", "SIZE", "BASE", "REGISTERED", "ALIASES",
+        "DELTA", "RECIPE", "W/A", "PERCENTILE", "QUANTIZED", "KEPT", "STATE", "BASE", "REGISTERED", "ALIASES",
     ]  # fmt: skip
     assert ("99.9" in newest, "99 " in oldest) == (True, True)
     assert hfq(capsys, "list", "--percentile", "99.9")[1].splitlines() == [header, newest]
@@ -149,8 +149,8 @@ def test_db_says_where_it_is_and_what_it_holds(capsys: Capture, registry: Regist
     make_delta(tmp_path / "delta")
     registry.register(tmp_path / "delta")
     status = hfq_json(capsys, "db", "status")
-    assert (status["state"], status["revision"], status["counts"]["deltas"]) == ("current", "0004", 1)
-    assert hfq(capsys, "db", "upgrade")[1] == "already at revision 0004\n"
+    assert (status["state"], status["revision"], status["counts"]["deltas"]) == ("current", "0007", 1)
+    assert hfq(capsys, "db", "upgrade")[1] == "already at revision 0007\n"
 
 
 def test_db_upgrade_names_the_backup(capsys: Capture, old_registry: Registry) -> None:
@@ -159,13 +159,13 @@ def test_db_upgrade_names_the_backup(capsys: Capture, old_registry: Registry) ->
     assert "`hfq db upgrade`" in err
     assert hfq_json(capsys, "db", "status")["state"] == "older"
     code, out, err = hfq(capsys, "db", "upgrade")
-    assert (code, out) == (0, "upgraded from revision 0001 to 0004\n")
+    assert (code, out) == (0, "upgraded from revision 0001 to 0007\n")
     assert "registry.sqlite.backup-0001-" in err
     assert hfq_json(capsys, "list")["total"] == 3
 
 
 def test_db_upgrade_creates_a_registry(capsys: Capture, registry: Registry) -> None:
-    assert hfq(capsys, "db", "upgrade")[1] == "created at revision 0004\n"
+    assert hfq(capsys, "db", "upgrade")[1] == "created at revision 0007\n"
     assert registry.status().state == "current"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factory import digest, make_delta, make_document, write_json
+from factory import digest, make_delta
 
 sys.path.insert(0, str(Path(__file__).parent / "scores"))
 from score_files import entry, metric, videos, write
@@ -23,7 +22,6 @@ from hfq.registry.score_sources import ScoreFiles, read_outcomes, read_score_fil
 from hfq.registry.score_store import read_measurements, read_reviews, read_scores, scored_deltas
 from hfq.registry.scores.policy import load_policy
 from hfq.registry.scores.values import Measurement, MetricScores, prompt_hash
-from hfq.schema.canonical import content_id
 from hfq.schema.errors import MalformedFileError, ScoreFileError, UnknownIdError, UsageError
 
 SETTINGS = {"steps": 40, "guidance": 5.0, "shift": 5.0, "frames": 81, "height": 480, "width": 832}
@@ -98,31 +96,18 @@ def test_a_base_has_scores_of_its_own(registry: Registry, delta: Variant) -> Non
     registry.import_scores(base, ScoreFiles((metric({"a-0": 0.5}),), digest("file")), {})
     assert [len(registry.scores(who)[0]) for who in (base, delta)] == [1, 0]
     with registry.database.reading() as session:
-        assert scored_deltas(session, [("vbench", "subject_consistency")]) == ()
+        assert scored_deltas(session, base.id, [("vbench", "subject_consistency")]) == ()
     registry.import_scores(delta, ScoreFiles((metric({"a-0": 0.5}),), digest("file")), {})
     with registry.database.reading() as session:
-        assert scored_deltas(session, [("vbench", "subject_consistency")]) == (delta.id,)
-        assert scored_deltas(session, [("vbench-i2v", "subject_consistency")]) == ()
+        assert scored_deltas(session, base.id, [("vbench", "subject_consistency")]) == (delta.id,)
+        assert scored_deltas(session, base.id, [("vbench-i2v", "subject_consistency")]) == ()
+        assert scored_deltas(session, digest("another base"), [("vbench", "subject_consistency")]) == ()
 
 
 @pytest.mark.parametrize("text", ["base:0123456789ab", "nobody", "base:xyzw", "base:12"])
 def test_a_base_that_nobody_registered_is_unknown(registry: Registry, delta: Variant, text: str) -> None:
     with pytest.raises(UnknownIdError):
         registry.variant(text)
-
-
-def test_a_table_of_one_metric_and_the_scores_of_one_variant_read_an_index_alone(
-    registry: Registry, delta: Variant
-) -> None:
-    queries = (
-        "SELECT variant_id, mean, videos FROM score WHERE metric = 'x' AND metric_suite = 'y' AND prompt_set = 'z'",
-        "SELECT metric_suite, metric, prompt_set, key FROM score WHERE variant_id = 'x'",
-    )
-    with closing(sqlite3.connect(registry.path)) as connection:
-        for query in queries:
-            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}")]
-            assert len(plan) == 1, plan
-            assert "COVERING INDEX ix_score_of_" in plan[0]
 
 
 def test_measurements_come_back_in_order_and_a_repeated_one_is_the_same_row(registry: Registry, delta: Variant) -> None:
@@ -190,33 +175,6 @@ def scored(registry: Registry, who: Variant, name: str, value: float, prompts: i
         metric(videos([value * (1 + index / 1000) for index in range(prompts)]), name=name),
     ]
     registry.import_scores(who, ScoreFiles(tuple(parts), digest(f"{who} {name} {value}")), SETTINGS)
-
-
-def test_the_prompts_of_the_selection_come_from_the_folder_as_long_as_it_is_there(
-    registry: Registry, tmp_path: Path
-) -> None:
-    make_delta(tmp_path / "plain")
-    folder = tmp_path / "plain"
-    document = json.loads((folder / "ptq_state.json").read_text())
-    chosen = [digest("prompt 1"), digest("chosen on this")]
-    document["selection"] = {"analysis": {
-        "id": digest("analysis"), "calibration": digest("calibration"), "prompts": chosen,
-        "scores": {"high_noise": {"error": [0.1]}},
-    }, "experts": {"high_noise": [{"rule": 0, "select": "blocks", "blocks": [0]}]}}  # fmt: skip
-    document.pop("id")
-    assert make_document()["selection"] is None
-    document["id"] = content_id(document)
-    provenance = json.loads((folder / "provenance.json").read_text())
-    provenance["delta"] = document["id"]
-    write_json(folder / "ptq_state.json", document)
-    write_json(folder / "provenance.json", provenance)
-    who = Variant("delta", registry.register(folder))
-    assert registry.scores(who)[1].selection == tuple(chosen)
-    assert registry.scores(who)[1].calibration == tuple(digest(f"prompt {n}") for n in range(3))
-    (folder / "ptq_state.json").write_text((folder / "ptq_state.json").read_text().replace(chosen[1], digest("no")))
-    assert registry.scores(who)[1].selection is None, "an edited document says nothing"
-    (folder / "ptq_state.json").unlink()
-    assert registry.scores(who)[1].selection is None
 
 
 def test_a_gate_reads_the_last_scores_and_only_its_own_metrics(registry: Registry, delta: Variant) -> None:

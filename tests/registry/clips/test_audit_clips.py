@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from hfq.registry.clips.evidence import Evidence, gather_evidence
 from hfq.registry.clips.keys import anchors_pem, init_keys, load_local_key
 from hfq.registry.clips.ladder import Audit, KnownClip, State, judge
 from hfq.registry.clips.manifest import sign_clip
-from hfq.registry.clips.signature import KnownSignature
+from hfq.registry.clips.match import KnownSignature, Match, match_signature
+from hfq.registry.clips.signature import Signature
 from hfq.registry.clips.stream import open_clip
 from hfq.registry.clips.tag import write_tag
 
@@ -39,8 +40,9 @@ class Shelf:
     def has_variant(self, variant: Variant) -> bool:
         return variant in (A, B)
 
-    def signatures(self) -> Iterable[KnownSignature]:
-        return [KnownSignature(e.file_sha256, d.variant, d.scene, e.signature) for d, e in self.clips]
+    def match(self, signature: Signature) -> Match:
+        known = [KnownSignature(e.file_sha256, d.variant, d.scene, e.signature) for d, e in self.clips]
+        return match_signature(signature, known)
 
 
 @dataclass

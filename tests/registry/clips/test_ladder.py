@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from hfq.registry.clips.clip_document import Variant
 from hfq.registry.clips.evidence import Evidence
 from hfq.registry.clips.ladder import RUNGS, Audit, KnownClip, State, Verdict, judge
 from hfq.registry.clips.manifest import Claim, ManifestReport, Trust
-from hfq.registry.clips.signature import KnownSignature, Signature
+from hfq.registry.clips.match import KnownSignature, Match, match_signature
+from hfq.registry.clips.signature import Signature
 from hfq.registry.clips.stream import StreamFacts
 from hfq.schema.errors import MissingDependencyError, SchemaViolationError
 
@@ -40,8 +41,8 @@ class Shelf:
     def has_variant(self, variant: Variant) -> bool:
         return variant in (A, B, C)
 
-    def signatures(self) -> Iterable[KnownSignature]:
-        return self.pictures
+    def match(self, signature: Signature) -> Match:
+        return match_signature(signature, self.pictures)
 
 
 def at(distance: float) -> Signature:
@@ -157,11 +158,38 @@ def test_pictures_alone_are_candidates_with_margins() -> None:
     assert "margin 4.0" in audit.rungs[4].detail
 
 
-def test_an_expired_manifest_of_a_registered_file() -> None:
+EXPIRED = {"manifest": manifest(A, trust=Trust.EXPIRED)}
+
+
+def test_an_expired_manifest_of_a_file_that_was_registered_signed() -> None:
+    """It is no proof of its own: the file is."""
     known = Shelf({"f" * 64: [KnownClip("1", A, signed=True)]})
-    audit = judge(evidence(manifest=manifest(A, trust=Trust.EXPIRED)), known)
+    audit = judge(evidence(**EXPIRED), known)
+    assert states(audit)[:2] == [HINT, YES]
     assert (audit.exit_code, audit.variant) == (0, A)
-    assert "valid when the clip was registered" in audit.rungs[0].detail
+    assert audit.rungs[0].detail.endswith("expired; it was valid when this file was registered")
+
+
+def test_an_expired_manifest_on_frames_that_were_registered_signed() -> None:
+    known = Shelf({}, {"5" * 64: [KnownClip("1", A, signed=True)]})
+    audit = judge(evidence(**EXPIRED), known)
+    assert (states(audit)[0], audit.exit_code, audit.variant) == (HINT, 0, A)
+    assert "another file with these frames was registered with a valid one" in audit.rungs[0].detail
+    other = Shelf({}, {"5" * 64: [KnownClip("1", B, signed=True)]})
+    assert judge(evidence(**EXPIRED), other).exit_code == 3
+
+
+@pytest.mark.parametrize("known", [shelf(), shelf(A=0.001, B=0.016)])
+def test_an_expired_manifest_that_nobody_vouches_for_is_neither_proof_nor_broken(known: Shelf) -> None:
+    audit = judge(evidence(**EXPIRED), known)
+    assert (states(audit)[0], audit.exit_code, audit.variant) == (HINT, 5, None)
+    assert "no registration vouches for it" in audit.rungs[0].detail
+
+
+def test_a_file_registered_without_a_signature_does_not_vouch_for_one() -> None:
+    audit = judge(evidence(**EXPIRED), shelf(file="A"))
+    assert (audit.exit_code, audit.variant) == (0, A)
+    assert "no registration vouches for it" in audit.rungs[0].detail
 
 
 def test_who_contradicts_whom_is_said() -> None:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ TOKEN = "hf_stand_in"
 class Fault:
     """What happens to requests whose `METHOD path` matches.
 
-    `action` is "status", "cut" (the connection ends in mid-body), "hang" or "lose answer" (done, and not said).
+    `action` is "status", "cut" (the connection ends in mid-body), "stall" (it stays, and no more comes), "hang" or
+    "lose answer" (done, and not said).
     """
 
     pattern: str
@@ -108,14 +110,19 @@ class StandIn:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.before_commit: Callable[[Repo], None] | None = None
         self.card_warnings: list[str] = []
+        self.samples: list[tuple[str, str]] = []  # what preupload was shown of a file's beginning, base64
+        self.stalled = threading.Event()
+        self.knows_ranges = True
+        self.answered_commit: str | None = None  # said instead of the commit that was listed
         self.storage: StandIn | None = None  # LFS downloads are redirected there, as the Hub does to its CDN
+        self.released = threading.Event()  # ends what is stalled
         self.lock = threading.RLock()
         stand_in = self
 
         class Handler(_Handler):
             hub = stand_in
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -138,8 +145,16 @@ class StandIn:
         return sum(bool(re.search(pattern, f"{method} {path}")) for method, path, _ in self.requests)
 
     def close(self) -> None:
+        self.released.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that has heard enough closes the connection; tests read what stderr has of ours.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -203,6 +218,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
             return self._hang_up()
+        if self.fault and self.fault.action == "stall":
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.released.wait(10.0)
+            return self._hang_up()
         if self.command != "HEAD":
             self.wfile.write(data)
         return None
@@ -251,7 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"sha256": blob.sha256, "size": len(blob.data), "pointerSize": 130}
             siblings.append(entry)
         return self._answer(
-            {"id": name, "sha": commit.oid, "private": repo.private, "siblings": siblings + repo.siblings}
+            {
+                "id": name,
+                "sha": self.hub.answered_commit or commit.oid,
+                "private": repo.private,
+                "siblings": siblings + repo.siblings,
+            }
         )
 
     def refs(self, _: bytes, name: str) -> None:
@@ -288,6 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         head = repo.resolve(revision)
         answers = []
         for file in json.loads(body)["files"]:
+            self.hub.samples.append((file["path"], file["sample"]))
             lfs = file["path"].endswith(".safetensors")
             old = head.files.get(file["path"]) if head else None
             oid = None if old is None else old.sha256 if old.lfs else old.git_sha1
@@ -357,7 +384,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._bytes(self.hub.objects[oid], {})
 
     def _bytes(self, data: bytes, headers: dict[str, str]) -> None:
-        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        if self.hub.knows_ranges and (found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
             start = int(found[1])
             where = f"bytes {start}-{len(data) - 1}/{len(data)}"
             return self._send(data[start:], 206, {**headers, "Content-Range": where})

@@ -78,6 +78,21 @@ def test_figures_are_those_of_the_documents(documents: tuple[dict[str, Any], dic
     assert "hfq pull someone/wan22-tail --revision delta-0123456789ab -o delta" in card
 
 
+def test_a_tied_base_is_linked_by_its_commit(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    facts = card_facts(
+        documents[0], repo=FACTS.repo, base_model=BASE, license="apache-2.0", base_commits={BASE: commit}
+    )
+    plain, card = render_card(*documents, replace(facts, base_commits=())), render_card(*documents, facts)
+    check_card(card)
+    assert body(card).splitlines()[0] == body(plain).splitlines()[0]
+    assert f"https://huggingface.co/{BASE}/tree/{commit}" in card
+    assert commit not in plain
+    for odd in ({BASE: "main"}, {"other/base": commit}):
+        with pytest.raises(UsageError, match="commit"):
+            card_facts(documents[0], repo=FACTS.repo, base_model=BASE, license="mit", base_commits=odd)
+
+
 def test_scores_stand_beside_those_of_the_base(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
     scores = (Score("VBench total", 0.8123, "prompts-64", "vbench 0.1.5", 64, 0.83), Score("PSNR", 27.9, "p", "s", 8))
     card = render_card(*documents, replace(FACTS, scores=scores))

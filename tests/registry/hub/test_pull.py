@@ -13,7 +13,7 @@ from factory import make_delta, make_document, write_json
 from stand_in import TOKEN, Repo, StandIn
 
 from hfq.registry import Registry
-from hfq.registry.hub import Pulled, pull, push
+from hfq.registry.hub import Pulled, pull, push, session
 from hfq.schema.errors import (
     DigestMismatchError,
     HfqError,
@@ -48,11 +48,11 @@ def repo(hub: StandIn, delta: Path) -> Repo:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
-    """Where to pull to. Whatever happens, no unfinished folder stays behind."""
+    """Where to pull to. Whatever happens, nothing stays behind beside it but what the next pull goes on from."""
     home = tmp_path / "home"
     home.mkdir()
     yield home / "pulled"
-    assert {path.name for path in home.iterdir()} <= {"pulled"}
+    assert {path.name for path in home.iterdir()} <= {"pulled", "pulled.partial"}
 
 
 def pull_from(hub: StandIn, out: Path, **how: Any) -> Pulled:
@@ -63,6 +63,9 @@ def refused(hub: StandIn, out: Path, failure: type[HfqError], match: str | None 
     with pytest.raises(failure, match=match) as caught:
         pull_from(hub, out, **how)
     assert not out.exists()
+    # What is wrong on the Hub's side is not built on; what only stopped half-way is.
+    goes_on = isinstance(caught.value, HubUnavailableError | HubBusyError | UsageError)
+    assert goes_on or not out.with_name("pulled.partial").exists()
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -271,7 +274,7 @@ def test_a_full_disk_is_one_line(hub: StandIn, repo: Repo, out: Path, monkeypatc
 def test_a_download_that_breaks_off_goes_on(
     hub: StandIn, repo: Repo, delta: Path, out: Path, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 16)  # else it keeps nothing below 10 MB
+    monkeypatch.setitem(session._SWITCHES, "DOWNLOAD_CHUNK_SIZE", 16)
     hub.fault(f"GET .*/{STATE}", "cut", times=2)
     pull_from(hub, out)
     assert (out / STATE).read_bytes() == (delta / STATE).read_bytes()
@@ -280,11 +283,16 @@ def test_a_download_that_breaks_off_goes_on(
     assert starts[0] == 0 < starts[1] < starts[2]
 
 
-def test_a_download_that_always_breaks_off_leaves_nothing(
-    hub: StandIn, repo: Repo, out: Path, no_waiting: list[float]
-) -> None:
+def test_a_download_that_always_breaks_off_ends(hub: StandIn, repo: Repo, out: Path, no_waiting: list[float]) -> None:
     hub.fault(f"GET .*/{STATE}", "lose answer", times=999)
     refused(hub, out, HubUnavailableError, STATE)
+    assert sum(no_waiting) < 60
+
+
+def test_a_hub_that_is_not_there_leaves_nothing(hub: StandIn, out: Path, no_waiting: list[float]) -> None:
+    hub.close()
+    refused(hub, out, HubUnavailableError, "no connection")
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("status", [429, 503])

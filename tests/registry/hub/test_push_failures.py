@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,20 @@ def test_an_upload_that_breaks_off_is_sent_again_whole(hub: StandIn, delta: Path
     head = hub.repos[REPO].head()
     assert head.oid == pushed.commit
     assert head.files["ptq_state.safetensors"].data == (delta / "ptq_state.safetensors").read_bytes()
+
+
+def test_a_commit_that_is_asked_for_again_shows_every_file_from_its_start(
+    hub: StandIn, delta: Path, no_waiting: list[float]
+) -> None:
+    """After five broken uploads and a refusal the client gives up with the file read to its end."""
+    hub.fault("PUT /storage/", "cut", times=5)
+    hub.fault("PUT /storage/", status=503)
+    push_to(hub, delta)
+    state = (delta / "ptq_state.safetensors").read_bytes()
+    shown = [sample for name, sample in hub.samples if name == "ptq_state.safetensors"]
+    assert len(shown) == 2
+    assert {base64.b64decode(sample) for sample in shown} == {state[:512]}
+    assert hub.repos[REPO].head().files["ptq_state.safetensors"].data == state
 
 
 def test_an_upload_that_always_breaks_off_leaves_the_repository_alone(

@@ -72,6 +72,21 @@ def test_a_branch_becomes_its_commit(hub: StandIn, base: Repo) -> None:
     assert (tie(hub, files, revision="v1").commit, tie(hub, files, revision=then).commit) == (then, then)
 
 
+@pytest.mark.parametrize("name", ["../m.safetensors", "a\x1b[31m", "a//b"])
+def test_a_hostile_list_ties_nothing(hub: StandIn, base: Repo, name: str) -> None:
+    base.siblings.append(
+        {"rfilename": name, "size": 4, "lfs": {"sha256": sha256(b"high"), "size": 4, "pointerSize": 9}}
+    )
+    with pytest.raises(HubListingError):
+        tie(hub, {"high_noise_model/m.safetensors": b"high"})
+
+
+def test_another_commit_than_was_asked_for_is_refused(hub: StandIn, base: Repo) -> None:
+    hub.answered_commit = "f" * 40
+    with pytest.raises(HubListingError, match="another commit"):
+        tie(hub, {"high_noise_model/m.safetensors": b"high"}, revision=base.head().oid)
+
+
 def test_failures_have_their_classes(hub: StandIn, base: Repo) -> None:
     with pytest.raises(UsageError):
         tie_base("Wan2.2", {}, endpoint=hub.url)

@@ -1,0 +1,228 @@
+"""A loaded model, alone or under a delta, that makes clips which say what made them.
+
+`convert` runs models and knows no registry, `registry` knows clips and runs no model: this is where they meet.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfq.console import BarProgress, note
+from hfq.convert.prompts import Prompt
+from hfq.schema.errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from hfq.registry.clips.clip_document import ClipDocument
+    from hfq.registry.clips.keys import SigningKey
+
+__all__ = ["ClipMaker", "ClipOutput", "MadeClip"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipOutput:
+    """How clips are written: frames per second, enlargement, whether they hold the prompt's text, the key that signs
+    them (None: unsigned), and whether a registry should remember them.
+    """
+
+    fps: int
+    zoom: int
+    store_prompt: bool
+    key: SigningKey | None
+    record: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MadeClip:
+    """One clip: its file, what it says of itself, whether it is signed and recorded now.
+
+    `seconds` counts the pipeline alone; None for a clip that was there already.
+    """
+
+    path: Path
+    document: ClipDocument
+    seconds: float | None
+    signed: bool
+    recorded: bool
+
+
+class ClipMaker:
+    """Holds the pipeline, so that a set of prompts reads the weights once."""
+
+    def __init__(self, base: str, delta: str | None, given: dict[str, Any], prompts: list[Prompt]) -> None:
+        """Load the model and put the delta on it.
+
+        Args:
+            base, delta: MODEL and DELTA arguments.
+            given: the options of `generation_options`.
+            prompts: all that will be asked for; what a prompt lacks (a first frame) is found before weights are read.
+
+        Raises:
+            what `load_model`, `open_delta` and `apply` raise, and UsageError for settings that the model cannot run.
+        """
+        import torch
+
+        from hfq.commands.calibrate import settings_from
+        from hfq.convert.apply import apply, summary
+        from hfq.convert.generation import plan_schedule, prepare_scheduler
+        from hfq.convert.pipelines import load_model
+        from hfq.convert.prompt_overlap import prompt_line
+        from hfq.paths import open_delta
+
+        self._given = given
+        self.delta = None if delta is None else open_delta(delta)
+        if self.delta is not None:
+            for prompt in prompts:
+                flattered = prompt_line(self.delta.document, prompt.text)
+                if flattered is not None:
+                    note(flattered if len(prompts) == 1 else f"{prompt.label}: {flattered}")
+        loaded = self._loaded = load_model(
+            base,
+            pipeline=given["pipeline"],
+            role=given["role"],
+            # A delta is put on in main memory first; offloading hooks come after it.
+            device="cpu" if self.delta is not None else given["device"],
+            offload="none" if self.delta is not None else given["offload"],
+            dtype=getattr(torch, given["dtype"]),
+            progress=BarProgress(),
+        )
+        self.settings = settings_from(loaded.defaults, given)
+        replaced = {} if self.delta is None else apply(loaded.pipeline, self.delta)
+        if self.delta is not None:
+            loaded.offload(given["device"], given["offload"])
+        self.quantized = summary(replaced)
+        loaded.plan.sizes.check(self.settings)
+        prepare_scheduler(loaded.pipeline, self.settings)
+        _, schedules = plan_schedule(loaded.pipeline.scheduler, self.settings, list(loaded.transformers))
+        self._expert_steps = {role: len({call.step for call in schedule.calls}) for role, schedule in schedules.items()}
+        loaded.pipeline.set_progress_bar_config(disable=None, leave=False)
+        for prompt in prompts:
+            self._frames_given(prompt)
+
+    def make(self, prompt: Prompt, destination: Path, output: ClipOutput) -> MadeClip:
+        """Generate one clip, write it, and record it if a registry can.
+
+        Raises:
+            what `run_pipeline`, `write_clip`, `stamp_clip` and `Registry.record_clip` raise.
+        """
+        from hfq.convert.generation import run_pipeline
+        from hfq.convert.video import enlarge
+
+        given = self._frames_given(prompt)
+        started = time.perf_counter()
+        frames = run_pipeline(
+            self._loaded.pipeline, prompt.text, self.settings, image=given.first, last_image=given.last
+        )
+        seconds = time.perf_counter() - started
+        assert frames is not None
+        document = self._document(prompt, output)
+        manifest = _write(destination, enlarge(frames, output.zoom), output.fps, document, output.key)
+        recorded = output.record and _record(destination, document, manifest)
+        return MadeClip(destination, document, seconds, manifest is not None, recorded)
+
+    def keep(self, prompt: Prompt, destination: Path, output: ClipOutput) -> MadeClip:
+        """Take a clip that is there for the one that `make` would make, when it says so itself.
+
+        Raises:
+            OutputExistsError: it does not.
+            what `open_clip` and `read_tag` raise.
+        """
+        from hfq.registry.clips.stream import open_clip
+        from hfq.registry.clips.tag import read_tag
+
+        document = self._document(prompt, output)
+        with open_clip(destination) as clip:
+            found = read_tag(clip)
+        # The text of the prompt and the release that made it decide no pixel.
+        if found is None or replace(found, prompt=None, hfq=document.hfq) != replace(document, prompt=None):
+            raise OutputExistsError(
+                "the clip that is there was made otherwise",
+                where=destination,
+                expected=f"{document.variant}, seed {document.seed}, and the same settings",
+                found="a clip that says nothing" if found is None else f"{found.variant}, seed {found.seed}",
+                todo="choose another folder, or remove the clip",
+            )
+        return MadeClip(destination, document, None, signed=False, recorded=False)
+
+    def _document(self, prompt: Prompt, output: ClipOutput) -> ClipDocument:
+        from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
+
+        roots = {role: identity.bf16_root for role, identity in self._loaded.identities.items()}
+        if self.delta is not None:
+            roots = {role: self.delta.root(role) for role in self.delta.roles}
+        settings = {
+            name: value for name, value in vars(self.settings).items() if name not in ("seed", "negative_prompt")
+        }
+        # Texts of prompts are kept back unless they are asked for; a hash tells two settings apart as well.
+        negative = self.settings.negative_prompt
+        settings["negative_prompt"] = f"sha256:{prompt_sha256(negative)}" if negative else ""
+        settings["scheduler"] = type(self._loaded.pipeline.scheduler).__name__
+        settings["dtype"] = self._given["dtype"]
+        given = self._frames_given(prompt)
+        for name, digest in (("first_frame", given.first_sha256), ("last_frame", given.last_sha256)):
+            if digest is not None:
+                settings[f"{name}_sha256"] = digest
+        return ClipDocument(
+            delta=None if self.delta is None else self.delta.id,
+            base=roots,
+            prompt_sha256=prompt_sha256(prompt.text),
+            prompt=prompt.text if output.store_prompt else None,
+            seed=self.settings.seed,
+            settings=settings,
+            expert_steps=self._expert_steps,
+        )
+
+    def unused_clips(self) -> list[tuple[str, str, int]]:
+        """Clip entries of the delta that no forward has consulted yet; see `convert.clip.unused_clips`."""
+        from hfq.convert.clip import unused_clips
+
+        return [] if self.delta is None else unused_clips(self._loaded.pipeline)
+
+    def _frames_given(self, prompt: Prompt) -> Any:
+        from hfq.convert.generation import load_frames
+
+        return load_frames(
+            self._loaded.architecture.model_type,
+            self._loaded.takes_image,
+            prompt.image or self._given["image"],
+            prompt.last_image or self._given["last_image"],
+            self.settings,
+            prompt.label,
+        )
+
+
+def _write(destination: Path, frames: Any, fps: int, made_by: ClipDocument, key: SigningKey | None) -> bytes | None:
+    """Write the clip, with what it says of itself where the container can hold that; returns the signed manifest."""
+    from hfq.convert.video import write_clip
+    from hfq.registry.clips.stamp import stamp_clip
+
+    if destination.suffix != ".mp4":
+        write_clip(destination, frames, fps)
+        return None
+    with tempfile.TemporaryDirectory(prefix=".hfq-clip-", dir=destination.parent) as folder:
+        plain = Path(folder) / "clip.mp4"
+        write_clip(plain, frames, fps)
+        return stamp_clip(plain, destination, made_by, key).manifest
+
+
+def _record(destination: Path, made_by: ClipDocument, manifest: bytes | None) -> bool:
+    """Record the clip if a registry can; says why when it cannot."""
+    from hfq.registry import open_registry
+    from hfq.schema.errors import UnknownIdError
+
+    registry = open_registry()
+    if destination.suffix != ".mp4":
+        note("not recorded: a GIF says nothing of itself and cannot be audited; write an .mp4")
+    elif registry.status().state in ("absent", "empty"):
+        note("not recorded: there is no registry yet; `hfq register DELTA` makes one")
+    else:
+        try:
+            registry.record_clip(destination, made_by, manifest=manifest, signed=manifest is not None)
+        except UnknownIdError:
+            note("not recorded: the delta is not registered; `hfq register DELTA`, then `hfq stamp`")
+            return False
+        return True
+    return False
