@@ -16,7 +16,7 @@ from synthetic import tiny, write_checkpoint
 from test_recipe import recipe
 
 import hfq
-from hfq.convert.convert import dry_run
+from hfq.convert.dry_run import dry_run
 from hfq.schema.errors import (
     CalibrationBaseError,
     CalibrationRangeError,
