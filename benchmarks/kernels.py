@@ -1,6 +1,6 @@
 """Speed of the number formats on this CPU: eager, compiled and `copy_` side by side, in the same run.
 
-    python benchmarks/kernels.py [--elements 26214400] [--repeats 7] [--threads 1 2] [--out FILE]
+    python benchmarks/kernels.py [--elements 26214400] [--repeats 7] [--threads 1 2] [--clock wall|cpu] [--out FILE]
 
 Prints JSON: million elements per second, the median of the repeats, and the median of the ratios of paired repeats.
 """
@@ -78,21 +78,24 @@ def eager() -> Iterator[None]:
         _compiled.LOAD_FROM, _compiled.RUN_FROM = before
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def seconds(work: Callable[[], Any], clock: str) -> float:
+    start = CLOCKS[clock]()
     work()
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
-def measure(x: Tensor, work: Callable[[Tensor], Any], repeats: int) -> dict[str, float]:
+def measure(x: Tensor, work: Callable[[Tensor], Any], repeats: int, clock: str) -> dict[str, float]:
     """One case: repeats of eager, compiled and `copy_`, one after the other."""
     target = torch.zeros_like(x)
     work(x)
     times: list[tuple[float, float, float]] = []
     for _ in range(repeats):
         with eager():
-            slow = seconds(lambda: work(x))
-        times.append((slow, seconds(lambda: work(x)), seconds(lambda: target.copy_(x))))
+            slow = seconds(lambda: work(x), clock)
+        times.append((slow, seconds(lambda: work(x), clock), seconds(lambda: target.copy_(x), clock)))
     million = x.numel() / 1e6
     slow, fast, copy = (statistics.median(column) for column in zip(*times, strict=True))
     return {
@@ -109,6 +112,7 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=5120 * COLUMNS)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a busy machine, with one thread")
     parser.add_argument("--only", default="", help="cases whose name starts so")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -118,6 +122,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "elements": given.elements,
         "repeats": given.repeats,
+        "clock": given.clock,
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "versions": {"numba": numba.__version__, "numpy": np.__version__, "torch": torch.__version__},
@@ -127,7 +132,7 @@ def main() -> None:
     for threads in sorted(set(given.threads)):
         torch.set_num_threads(threads)
         chosen = {name: case for name, case in cases(given.elements).items() if name.startswith(given.only)}
-        rows = {name: measure(x, work, given.repeats) for name, (x, work) in chosen.items()}
+        rows = {name: measure(x, work, given.repeats, given.clock) for name, (x, work) in chosen.items()}
         report["million_elements_per_second"][f"{threads} threads"] = rows
     text = json.dumps(report, indent=2)
     print(text)

@@ -28,13 +28,15 @@ def kernel(signature: Any) -> Callable[[Function], Function]:
     """Compile for this signature, or load what an earlier process compiled; the GIL is released inside.
 
     The code is kept in `__pycache__` beside the source, else in the user's cache folder (or in NUMBA_CACHE_DIR). Where
-    nothing can be written it is compiled in every process.
+    nothing can be written, or what lies there is damaged, it is compiled in every process.
     """
 
     def build(function: Function) -> Function:
         try:
             compiled: Function = numba.njit([signature], cache=True, **_OPTIONS)(function)
-        except RuntimeError:  # numba found no folder that it may write to
+        except (
+            Exception
+        ):  # no folder that numba may write to, or a damaged file in it; a kernel's own error comes again
             compiled = numba.njit([signature], **_OPTIONS)(function)
         return compiled
 

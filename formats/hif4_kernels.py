@@ -84,14 +84,17 @@ def new_scratch() -> tuple[Any, Any]:
 @inlined
 def load(x: Any, wide: Any, first: Any, n: Any, b: Any) -> None:
     """Runs of `x`: fp32 patterns in pairs when `wide`, else bf16 patterns in fours."""
+    # A slice makes the indices of its loop plainly positive; else numba's negative indices keep LLVM from vectorising.
     if wide:
+        source = x[2 * first : 2 * (first + n)]
         for t in range(n):
-            low, high = x[2 * (first + t)], x[2 * (first + t) + 1]
+            low, high = source[2 * t], source[2 * t + 1]
             b[0, t], b[1, t] = U32(low), U32(low >> WORD)
             b[2, t], b[3, t] = U32(high), U32(high >> WORD)
     else:
+        source = x[first : first + n]
         for t in range(n):
-            low, high = U32(x[first + t]), U32(x[first + t] >> WORD)
+            low, high = U32(source[t]), U32(source[t] >> WORD)
             b[0, t], b[1, t] = U32(low << HALF), low & UPPER_HALF
             b[2, t], b[3, t] = U32(high << HALF), high & UPPER_HALF
 
@@ -113,12 +116,13 @@ def apply_mask(first: Any, n: Any, mask: Any, action: Any, b: Any) -> None:
     while done < n:
         span = min(n - done, width - at)
         for s in range(4):
+            values, factors = b[s, done : done + span], mask[s, at : at + span]
             if action == DIVIDE:
                 for t in range(span):
-                    b[s, done + t] = bits_of(F32(float_of(b[s, done + t]) / mask[s, at + t]))
+                    values[t] = bits_of(F32(float_of(values[t]) / factors[t]))
             else:
                 for t in range(span):
-                    b[s, done + t] = bits_of(F32(float_of(b[s, done + t]) * mask[s, at + t]))
+                    values[t] = bits_of(F32(float_of(values[t]) * factors[t]))
         done, at = done + span, 0
 
 
@@ -136,14 +140,16 @@ def load_operand(x: Any, wide: Any, through_bf16: Any, mask: Any, action: Any, f
 def store(out: Any, wide: Any, first: Any, n: Any, b: Any) -> None:
     """The inverse of `load`, rounded to bf16 unless `wide`."""
     if wide:
+        target = out[2 * first : 2 * (first + n)]
         for t in range(n):
-            out[2 * (first + t)] = U64(b[0, t]) | (U64(b[1, t]) << WORD)
-            out[2 * (first + t) + 1] = U64(b[2, t]) | (U64(b[3, t]) << WORD)
+            target[2 * t] = U64(b[0, t]) | (U64(b[1, t]) << WORD)
+            target[2 * t + 1] = U64(b[2, t]) | (U64(b[3, t]) << WORD)
     else:
+        target = out[first : first + n]
         for t in range(n):
             low = (round_bits_to_bf16(b[0, t]) >> HALF) | round_bits_to_bf16(b[1, t])
             high = (round_bits_to_bf16(b[2, t]) >> HALF) | round_bits_to_bf16(b[3, t])
-            out[first + t] = U64(low) | (U64(high) << WORD)
+            target[t] = U64(low) | (U64(high) << WORD)
 
 
 @inlined
@@ -285,13 +291,14 @@ def _code(bits: Any, factor: Any, element_in_bf16: Any, ties_to_even: Any) -> An
 
 @inlined
 def write_codes(first: Any, n: Any, element_in_bf16: Any, ties_to_even: Any, codes: Any, b: Any) -> None:
+    target = codes[first : first + n]
     for t in range(n):
         factor = float_of(b[FACTOR, t])
         c0 = _code(b[0, t], factor, element_in_bf16, ties_to_even)
         c1 = _code(b[1, t], factor, element_in_bf16, ties_to_even)
         c2 = _code(b[2, t], factor, element_in_bf16, ties_to_even)
         c3 = _code(b[3, t], factor, element_in_bf16, ties_to_even)
-        codes[first + t] = np.uint16(c0 | U32(c1 << _LEFT) | U32(c2 << _MIDDLE) | U32(c3 << _RIGHT))
+        target[t] = np.uint16(c0 | U32(c1 << _LEFT) | U32(c2 << _MIDDLE) | U32(c3 << _RIGHT))
 
 
 @inlined
@@ -316,8 +323,9 @@ def round_values(n: Any, element_in_bf16: Any, ties_to_even: Any, b: Any) -> Non
 @inlined
 def decode_codes(first: Any, n: Any, codes: Any, b: Any) -> None:
     """The values of codes, exact."""
+    source = codes[first : first + n]
     for t in range(n):
-        run, step = U32(codes[first + t]), float_of(b[STEP, t])
+        run, step = U32(source[t]), float_of(b[STEP, t])
         for s in range(4):
             code = run >> U32(4 * s)
             value = bits_of(F32(F32(np.int32(code & U32(7))) * step))

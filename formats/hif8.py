@@ -98,7 +98,7 @@ def qdq(
     compiled = runs_compiled(x, out)
     exponents = _exponents(operand, scale, compiled)
     if compiled:
-        hif8_compiled.qdq(operand, exponents, as_matrix(out), rounded_table(x.device, saturate))
+        hif8_compiled.qdq(operand, exponents, as_matrix(out), saturate, rounded_table(x.device, saturate))
     else:
         hif8_eager.qdq(operand, exponents, as_matrix(out), saturate)
     return out

@@ -66,14 +66,14 @@ def encode(
             arguments += (inverse, step, table_array, own)
 
             def work(first: int, last: int, arguments: Any = arguments) -> Any:
-                return module.encode(*arguments, first, last, module.new_scratch())
+                return module.encode(*arguments, first, last, module.new_scratch(), module.new_halves())
 
             results = run_ranges(work, x.shape[0], x.numel())
         found |= any(results)
     return not (found and refuse)
 
 
-def qdq(operand: Operand, exponents: Tensor | None, out: Tensor, table: Tensor) -> None:
+def qdq(operand: Operand, exponents: Tensor | None, out: Tensor, saturate: bool, table: Tensor) -> None:
     """See `hif8_eager.qdq`; `table` holds the value of every upper half, bf16."""
     module, table_array = kernels("hif8_kernels"), patterns(table)
     for rows, (x,), values in pieces([operand.matrix], out, 1):
@@ -84,7 +84,7 @@ def qdq(operand: Operand, exponents: Tensor | None, out: Tensor, table: Tensor) 
             continue
         inverse, step = _scales(exponents, rows, -1)
         arguments: tuple[Any, ...] = (*halves_and_words(x), is_wide(x), *_mask(operand), x.shape[1], inverse)
-        arguments += (_scales(exponents, rows, 1)[0], step, table_array, *halves_and_words(values), is_wide(values))
+        arguments += (_scales(exponents, rows, 1)[0], step, saturate, *halves_and_words(values), is_wide(values))
 
         def work(first: int, last: int, arguments: Any = arguments) -> None:
             module.qdq(*arguments, first, last, module.new_scratch())

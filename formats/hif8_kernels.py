@@ -23,6 +23,8 @@ from ._kernels import (
     INTEGER,
     MAGNITUDE,
     NAN,
+    ONE,
+    SIGN,
     U32,
     VOID,
     WORDS,
@@ -38,11 +40,20 @@ CHUNK: Final = 4096  # elements: the scratch takes 16 KiB
 PLACES: Final = 64  # sums of a row, see `_squares`
 _HALF_MAGNITUDE: Final = np.uint16(0x7FFF)
 _HALF_INFINITY: Final = np.uint16(0x7F80)
+_MAX: Final = np.float32(2.0**15).view(np.uint32)
+_OVERFLOW: Final = np.float32(1.25 * 2.0**15).view(np.uint32)
+_TINY: Final = np.float32(2.0**-22).view(np.uint32)
+_HALF_TINY: Final = np.float32(2.0**-23).view(np.uint32)
 
 
 def new_scratch() -> Any:
     """A scratch uint32 [CHUNK]."""
     return np.zeros(CHUNK, np.uint32)
+
+
+def new_halves() -> Any:
+    """A scratch uint16 [CHUNK]."""
+    return np.zeros(CHUNK, np.uint16)
 
 
 def new_doubles() -> Any:
@@ -51,26 +62,37 @@ def new_doubles() -> Any:
 
 
 @inlined
+def multiply(column: Any, n: Any, mask: Any, b: Any) -> None:
+    """The numbers times their columns' mask."""
+    factors = mask[column : column + n]
+    for i in range(n):
+        b[i] = bits_of(F32(float_of(b[i]) * factors[i]))
+
+
+@inlined
 def load(
     narrow: Any, x: Any, wide: Any, through_bf16: Any, mask: Any, action: Any, start: Any, column: Any, n: Any, b: Any
 ) -> None:
     """The fp32 numbers that are quantized: n of a row, from element `start`, which stands in `column`."""
+    # A slice makes the indices of its loop plainly positive; else numba's negative indices keep LLVM from vectorising.
     if wide:
+        words = x[start : start + n]
         for i in range(n):
-            b[i] = x[start + i]
+            b[i] = words[i]
     else:
+        halves = narrow[start : start + n]
         for i in range(n):
-            b[i] = U32(narrow[start + i]) << HALF
+            b[i] = U32(halves[i]) << HALF
     if through_bf16:
         for i in range(n):
             bits = b[i]
             b[i] = NAN if (bits & MAGNITUDE) > INFINITY else round_bits_to_bf16(bits)
     if action == DIVIDE:
+        divisors = mask[column : column + n]
         for i in range(n):
-            b[i] = bits_of(F32(float_of(b[i]) / mask[column + i]))
+            b[i] = bits_of(F32(float_of(b[i]) / divisors[i]))
     elif action != KEEP:
-        for i in range(n):
-            b[i] = bits_of(F32(float_of(b[i]) * mask[column + i]))
+        multiply(column, n, mask, b)
 
 
 @inlined
@@ -84,18 +106,41 @@ def scale(n: Any, factor: Any, b: Any) -> None:
 def store(n: Any, b: Any, narrow: Any, out: Any, wide: Any, start: Any) -> None:
     """The numbers, rounded to bf16 unless `wide`."""
     if wide:
+        words = out[start : start + n]
         for i in range(n):
-            out[start + i] = b[i]
+            words[i] = b[i]
     else:
+        halves = narrow[start : start + n]
         for i in range(n):
             bits = b[i]
-            narrow[start + i] = np.uint16((NAN if (bits & MAGNITUDE) > INFINITY else round_bits_to_bf16(bits)) >> HALF)
+            halves[i] = np.uint16((NAN if (bits & MAGNITUDE) > INFINITY else round_bits_to_bf16(bits)) >> HALF)
 
 
 @inlined
-def upper_half(bits: Any) -> Any:
-    """The index of a table. It truncates a magnitude and keeps a NaN a NaN."""
-    return (NAN if (bits & MAGNITUDE) > INFINITY else bits) >> HALF
+def upper_halves(n: Any, b: Any, h: Any) -> None:
+    """The indices of a table. They truncate a magnitude and keep a NaN a NaN."""
+    for i in range(n):
+        h[i] = np.uint16((NAN if (b[i] & MAGNITUDE) > INFINITY else b[i]) >> HALF)
+
+
+@inlined
+def round_values(n: Any, saturate: Any, b: Any) -> None:
+    """The numbers rounded to values of the format, half away from zero: half of the last kept place is added."""
+    infinity, nan = (_MAX, U32(0)) if saturate else (INFINITY, NAN)
+    for i in range(n):
+        magnitude = b[i] & MAGNITUDE
+        exponent = U32(magnitude >> U32(23))
+        # Three mantissa bits are kept from 2^-3 to 2^3, two to 2^7, one to 2^15, none below 2^-15.
+        coarse = ONE if U32(exponent - U32(124)) > U32(6) else U32(0)
+        coarser = ONE if U32(exponent - U32(120)) > U32(14) else U32(0)
+        coarsest = ONE if U32(exponent - U32(112)) > U32(30) else U32(0)
+        dropped = U32(U32(20) + coarse + coarser + coarsest)
+        rounded = U32(U32(U32(magnitude + U32(ONE << U32(dropped - ONE))) >> dropped) << dropped)
+        rounded = max(rounded, _TINY) if magnitude >= _HALF_TINY else U32(0)
+        rounded = infinity if magnitude >= _OVERFLOW else rounded
+        rounded = nan if magnitude > INFINITY else rounded
+        sign = b[i] & SIGN if rounded != U32(0) else U32(0)
+        b[i] = rounded | sign
 
 
 @kernel(VOID(HALVES, WORDS, BOOLEAN, BOOLEAN, FLOATS, INTEGER, INTEGER, WORDS, INTEGER, INTEGER, WORDS))
@@ -119,22 +164,24 @@ def largest(
 def encode_halves(x: Any, table: Any, codes: Any, first: int, last: int) -> bool:
     """Codes of bf16 patterns [first, last), and whether one was NaN or infinite."""
     largest_magnitude = np.uint16(0)
-    for i in range(first, last):
-        half = x[i]
-        codes[i] = table[half]
-        largest_magnitude = max(largest_magnitude, half & _HALF_MAGNITUDE)
+    for start in range(first, last, CHUNK):
+        source, target = x[start : min(start + CHUNK, last)], codes[start : min(start + CHUNK, last)]
+        for i in range(len(source)):
+            largest_magnitude = np.uint16(max(largest_magnitude, source[i] & _HALF_MAGNITUDE))
+        for i in range(len(source)):
+            target[i] = table[source[i]]
     return bool(largest_magnitude >= _HALF_INFINITY)
 
 
 @kernel(
     BOOLEAN(
         *(HALVES, WORDS, BOOLEAN, BOOLEAN, FLOATS, INTEGER, INTEGER, FLOATS, INTEGER),
-        *(BYTES, BYTES, INTEGER, INTEGER, WORDS),
+        *(BYTES, BYTES, INTEGER, INTEGER, WORDS, HALVES),
     )
 )
 def encode(
     narrow: Any, x: Any, wide: bool, through_bf16: bool, mask: Any, action: int, columns: int, inverse: Any, step: int,
-    table: Any, codes: Any, first: int, last: int, b: Any,
+    table: Any, codes: Any, first: int, last: int, b: Any, h: Any,
 ) -> bool:  # fmt: skip
     """Codes of rows [first, last) times their `inverse[row * step]`, and whether a number was NaN or infinite."""
     peak = U32(0)
@@ -145,27 +192,30 @@ def encode(
             for i in range(n):
                 peak = max(peak, b[i] & MAGNITUDE)
             scale(n, inverse[row * step], b)
+            upper_halves(n, b, h)
+            target = codes[start : start + n]
             for i in range(n):
-                codes[start + i] = table[upper_half(b[i])]
+                target[i] = table[h[i]]
     return bool(peak >= INFINITY)
 
 
 @kernel(VOID(HALVES, HALVES, HALVES, INTEGER, INTEGER))
 def qdq_halves(x: Any, table: Any, out: Any, first: int, last: int) -> None:
     """The values of bf16 patterns [first, last)."""
-    for i in range(first, last):
-        out[i] = table[x[i]]
+    source, target = x[first:last], out[first:last]
+    for i in range(len(source)):
+        target[i] = table[source[i]]
 
 
 @kernel(
     VOID(
         *(HALVES, WORDS, BOOLEAN, FLOATS, INTEGER, INTEGER, FLOATS, FLOATS, INTEGER),
-        *(HALVES, HALVES, WORDS, BOOLEAN, INTEGER, INTEGER, WORDS),
+        *(BOOLEAN, HALVES, WORDS, BOOLEAN, INTEGER, INTEGER, WORDS),
     )
 )
 def qdq(
     narrow: Any, x: Any, wide: bool, mask: Any, action: int, columns: int, inverse: Any, scales: Any, step: int,
-    table: Any, narrow_out: Any, out: Any, out_wide: bool, first: int, last: int, b: Any,
+    saturate: bool, narrow_out: Any, out: Any, out_wide: bool, first: int, last: int, b: Any,
 ) -> None:  # fmt: skip
     """The values of rows [first, last), scaled back by `scales[row * step]`."""
     for row in range(first, last):
@@ -173,8 +223,7 @@ def qdq(
             n, start = min(CHUNK, columns - column), row * columns + column
             load(narrow, x, wide, False, mask, action, start, column, n, b)
             scale(n, inverse[row * step], b)
-            for i in range(n):
-                b[i] = U32(table[upper_half(b[i])]) << HALF
+            round_values(n, saturate, b)
             scale(n, scales[row * step], b)
             store(n, b, narrow_out, out, out_wide, start)
 
@@ -184,11 +233,11 @@ def load_stored(
     codes: Any, table: Any, factor: Any, mask: Any, action: Any, start: Any, column: Any, n: Any, b: Any
 ) -> None:
     """The values of codes, scaled, times their columns' mask when `action` says so."""
+    source = codes[start : start + n]
     for i in range(n):
-        b[i] = bits_of(F32(table[codes[start + i]] * factor))
+        b[i] = bits_of(F32(table[source[i]] * factor))
     if action != KEEP:
-        for i in range(n):
-            b[i] = bits_of(F32(float_of(b[i]) * mask[column + i]))
+        multiply(column, n, mask, b)
 
 
 @kernel(

@@ -12,6 +12,7 @@ from ._kernels import HALF, HALVES, INFINITY, INTEGER, MAGNITUDE, NAN, VOID, WOR
 @kernel(VOID(WORDS, HALVES, INTEGER, INTEGER))
 def round_words(x: Any, out: Any, first: int, last: int) -> None:
     """fp32 patterns [first, last) as bf16 patterns."""
-    for i in range(first, last):
-        bits = x[i]
-        out[i] = np.uint16((NAN if (bits & MAGNITUDE) > INFINITY else round_bits_to_bf16(bits)) >> HALF)
+    source, target = x[first:last], out[first:last]
+    for i in range(len(source)):
+        bits = source[i]
+        target[i] = np.uint16((NAN if (bits & MAGNITUDE) > INFINITY else round_bits_to_bf16(bits)) >> HALF)
