@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Threads that spin on a busy two-core machine cost 3 to 10 times.
 TEST_ENV = OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test check-large results bench clean install install-dev lint types imports pytest
+.PHONY: demo test check-large results bench bench-commands clean install install-dev lint types imports pytest
 
 demo: install
 	$(BIN)/hfq demo
@@ -51,6 +51,11 @@ results: install-dev
 bench: install-dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
 	$(BIN)/python benchmarks/bench.py --out benchmarks/results --docs docs/performance.md
+
+# Whole commands and calibration at 14B widths, for the tables of `make bench`; much longer, 6 GB of disk.
+bench-commands: install-dev
+	$(BIN)/python benchmarks/conversion.py --work $(VENV)/bench --rounds 7 --out benchmarks/results/conversion.json
+	$(BIN)/python benchmarks/calibration_cost.py --out benchmarks/results/calibration-cost.json
 
 clean:
 	rm -rf $(VENV) build hfq.egg-info

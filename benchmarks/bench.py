@@ -43,7 +43,7 @@ FULL: Final[Mapping[str, Any]] = {
     "elements": 5120 * 5120,  # a linear of the 14B models
     "columns": 5120,
     "more_elements": 1 << 21,
-    "peer_s": 0.2,
+    "peer_s": 0.15,
     "sizes": [1 << power for power in (12, 14, 16, 18, 20, 22)],
     "first_use": {"cold": 1, "warm": 7},
 }
@@ -72,7 +72,7 @@ def run(settings: Mapping[str, Any], works: Sequence[str], threads: Sequence[int
     Raises:
         SystemExit: the kernels cannot be compiled here.
     """
-    others = OtherWork()
+    others, begin = OtherWork(), time.monotonic()
     peers, missing = usable_peers()
     for name, why in missing.items():
         _say(f"{name} is left out: {why}")
@@ -95,6 +95,7 @@ def run(settings: Mapping[str, Any], works: Sequence[str], threads: Sequence[int
         sizes += measure_sizes(scaled, settings["sizes"], count, rounds=settings["rounds"])
     return {
         "settings": dict(settings),
+        "run_seconds": time.monotonic() - begin,
         "machine": _machine(threads, others),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "numpy", "numba", "llvmlite")},
@@ -180,6 +181,8 @@ def main() -> None:
         parser.error("--docs is for a full run")
     home = Path(__file__).parent / "results"
     folder = args.out or home
+    if partial and args.out and not args.render and args.out.resolve() == home.resolve():
+        parser.error("benchmarks/results holds full runs; give another --out")
     before = (
         _committed(folder / RESULTS) if folder == home or (folder / RESULTS).exists() else _committed(home / RESULTS)
     )
@@ -207,6 +210,7 @@ def main() -> None:
         document["machine"]["cores"],
     ):
         _say("the committed figures are from another machine")
+    _say(f"{document['run_seconds'] / 60:.1f} minutes")
     _say(f"{len(fallen)} ratios fell by more than 20 % against the committed figures")
     if args.docs:
         page = replace_figures(args.docs.read_text(encoding="utf-8"), tables(document, commands))

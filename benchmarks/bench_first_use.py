@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 from timing import spread
 
 __all__ = ["first_use"]
@@ -61,7 +63,7 @@ def _process(cache: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve())],
         env={**os.environ, "NUMBA_CACHE_DIR": cache},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         timeout=LIMIT_S,
         check=True,

@@ -64,7 +64,7 @@ def key_of(row: Row) -> tuple[str, int | None, int]:
 def bounds_of(row: Row) -> Mapping[str, Bound]:
     """Other -> bound, of those that the row was measured against."""
     found = COMMAND_BOUNDS.get(row["work"], {})
-    if is_kernel(row) and row["work"].startswith("hif"):
+    if is_kernel(row) and row["work"].startswith("hif") and not row.get("scaling"):
         found = KERNEL_BOUNDS
     return {other: bound for other, bound in found.items() if other in row["against"]}
 
