@@ -84,6 +84,10 @@ def _under(inputs: Inputs) -> tuple[Any, ...]:
     return inputs.x, hif4.quantize(inputs.x).scale
 
 
+def _dequantize_times(stored: Hif4Tensor | Hif8Tensor, mask: Tensor) -> Tensor:
+    return stored.dequantize(factor=mask)
+
+
 def _profile(name: str) -> Work:
     run = functools.partial(hif4.qdq, profile=name)
     return Work(f"HiF4 quantize-dequantize, profile {name}", lambda i: (i.x,), run)
@@ -97,7 +101,13 @@ MORE: Final[dict[str, Work]] = {
     "hif4.error": Work(
         "HiF4 squared error of stored codes", lambda i: (hif4.quantize(i.x), i.x), Hif4Tensor.squared_error
     ),
+    "hif4.restore": Work(
+        "HiF4 dequantize, times mask, to BF16", lambda i: (hif4.quantize(i.x), i.mask), _dequantize_times
+    ),
     **{f"hif4.qdq.{name}": _profile(name) for name in hif4.PROFILES if name != "ref"},
+    "hif8.restore": Work(
+        "HiF8 dequantize, times mask, to BF16", lambda i: (hif8.quantize(i.x), i.mask), _dequantize_times
+    ),
     "hif8.error": Work(
         "HiF8 squared error of stored codes", lambda i: (hif8.quantize(i.x), i.x), Hif8Tensor.squared_error
     ),
