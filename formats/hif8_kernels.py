@@ -96,13 +96,6 @@ def load(
 
 
 @inlined
-def scale(n: Any, factor: Any, b: Any) -> None:
-    """The numbers times a power of two."""
-    for i in range(n):
-        b[i] = bits_of(F32(float_of(b[i]) * factor))
-
-
-@inlined
 def store(n: Any, b: Any, narrow: Any, out: Any, wide: Any, start: Any) -> None:
     """The numbers, rounded to bf16 unless `wide`."""
     if wide:
@@ -117,18 +110,29 @@ def store(n: Any, b: Any, narrow: Any, out: Any, wide: Any, start: Any) -> None:
 
 
 @inlined
-def upper_halves(n: Any, b: Any, h: Any) -> None:
-    """The indices of a table. They truncate a magnitude and keep a NaN a NaN."""
+def upper_halves(n: Any, inverse: Any, b: Any, h: Any) -> Any:
+    """The numbers times `inverse` as indices of a table, and the pattern of the largest magnitude before that.
+
+    An index truncates a magnitude and keeps a NaN a NaN.
+    """
+    peak = U32(0)
     for i in range(n):
-        h[i] = np.uint16((NAN if (b[i] & MAGNITUDE) > INFINITY else b[i]) >> HALF)
+        peak = max(peak, b[i] & MAGNITUDE)
+        bits = bits_of(F32(float_of(b[i]) * inverse))
+        h[i] = np.uint16((NAN if (bits & MAGNITUDE) > INFINITY else bits) >> HALF)
+    return peak
 
 
 @inlined
-def round_values(n: Any, saturate: Any, b: Any) -> None:
-    """The numbers rounded to values of the format, half away from zero: half of the last kept place is added."""
+def round_values(n: Any, inverse: Any, scale: Any, saturate: Any, b: Any) -> None:
+    """The numbers times `inverse`, rounded to values of the format, times `scale`.
+
+    Half away from zero: half of the last kept place is added.
+    """
     infinity, nan = (_MAX, U32(0)) if saturate else (INFINITY, NAN)
     for i in range(n):
-        magnitude = b[i] & MAGNITUDE
+        bits = bits_of(F32(float_of(b[i]) * inverse))
+        magnitude = bits & MAGNITUDE
         exponent = U32(magnitude >> U32(23))
         # Three mantissa bits are kept from 2^-3 to 2^3, two to 2^7, one to 2^15, none below 2^-15.
         coarse = ONE if U32(exponent - U32(124)) > U32(6) else U32(0)
@@ -139,8 +143,8 @@ def round_values(n: Any, saturate: Any, b: Any) -> None:
         rounded = max(rounded, _TINY) if magnitude >= _HALF_TINY else U32(0)
         rounded = infinity if magnitude >= _OVERFLOW else rounded
         rounded = nan if magnitude > INFINITY else rounded
-        sign = b[i] & SIGN if rounded != U32(0) else U32(0)
-        b[i] = rounded | sign
+        sign = bits & SIGN if rounded != U32(0) else U32(0)
+        b[i] = bits_of(F32(float_of(rounded | sign) * scale))
 
 
 @kernel(VOID(HALVES, WORDS, BOOLEAN, BOOLEAN, FLOATS, INTEGER, INTEGER, WORDS, INTEGER, INTEGER, WORDS))
@@ -189,10 +193,7 @@ def encode(
         for column in range(0, columns, CHUNK):
             n, start = min(CHUNK, columns - column), row * columns + column
             load(narrow, x, wide, through_bf16, mask, action, start, column, n, b)
-            for i in range(n):
-                peak = max(peak, b[i] & MAGNITUDE)
-            scale(n, inverse[row * step], b)
-            upper_halves(n, b, h)
+            peak = max(peak, upper_halves(n, inverse[row * step], b, h))
             target = codes[start : start + n]
             for i in range(n):
                 target[i] = table[h[i]]
@@ -222,9 +223,7 @@ def qdq(
         for column in range(0, columns, CHUNK):
             n, start = min(CHUNK, columns - column), row * columns + column
             load(narrow, x, wide, False, mask, action, start, column, n, b)
-            scale(n, inverse[row * step], b)
-            round_values(n, saturate, b)
-            scale(n, scales[row * step], b)
+            round_values(n, inverse[row * step], scales[row * step], saturate, b)
             store(n, b, narrow_out, out, out_wide, start)
 
 
