@@ -4,13 +4,16 @@ Imported by kernel modules alone, so that nothing pays for numba before a kernel
 arithmetic: no `fastmath`, so no product is contracted into a fused multiply-add and no sum is reordered. Loops run over
 whole chunks and over flat arrays, which is what LLVM turns into vector instructions.
 
-A kernel's machine code is kept on disk under its own file's name, size and time. What kernels of several files share
-is here, so a change of this file asks for a change of theirs.
+A kernel's machine code is kept on disk under the name, size and time of its own file, and under a digest of all that
+kernels are made of: numba does not see a change of a part that lies in another file.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numba
@@ -32,6 +35,7 @@ def kernel(signature: Any) -> Callable[[Function], Function]:
     """
 
     def build(function: Function) -> Function:
+        function.__qualname__ += f"_{_sources()}"  # part of the name that the code is kept under
         try:
             compiled: Function = numba.njit([signature], cache=True, **_OPTIONS)(function)
         except (
@@ -41,6 +45,16 @@ def kernel(signature: Any) -> Callable[[Function], Function]:
         return compiled
 
     return build
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of the files that kernels and their parts are in."""
+    digest, here = hashlib.sha256(), Path(__file__).parent
+    for pattern in ("*_kernels.py", "*_runs.py", "*_spec.py", "_layout.py"):
+        for path in sorted(here.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def inlined(function: Function) -> Function:

@@ -39,14 +39,13 @@ from .hif4_kernels import (
     find_peaks,
     find_scales,
     find_steps,
-    load,
-    load_operand,
     load_stored,
     plan,
     round_quarters,
     write_codes,
     write_words,
 )
+from .hif4_runs import load, load_operand
 from .hif4_spec import E6M2_MAX, E6M2_NAN, SEARCH_OFFSETS
 
 # Rows of the scratch of doubles. The first four hold squares, column by column as the scratch of patterns.
