@@ -27,7 +27,7 @@ from .weights import NUMERICS
 __all__ = ["Plan", "journal_inputs", "plan_conversion"]
 
 # The process itself and the weights on their way take up to 1.6 GB of what DESIGN allows.
-_WORKING_BYTES: Final = 800_000_000
+_WORKING_BYTES: Final = 500_000_000
 _FACTORING_BYTES: Final = 4_000_000_000
 
 

@@ -27,7 +27,7 @@ __all__ = ["Pass"]
 
 # Weights that are read, hashed or worked on at one time: seven of the largest of a 14B model.
 _WEIGHTS_BYTES: Final = 1_000_000_000
-_WAIT_S: Final = 0.5
+_WAIT_S: Final = 0.2
 
 _FIRST: Final = (-1, 0)
 _LAST: Final = (1 << 62, 0)
@@ -62,7 +62,7 @@ class Pass:
         self._files, self._threads, self._work = files, max(1, threads), work
         self._cost, self._memory_bytes = cost or (lambda _: 0), memory_bytes
         self._spent = self._works = 0
-        self._chunk_buffers = Buffers(CHUNK_BYTES, 2 * self._threads + 2)
+        self._chunk_buffers = Buffers(CHUNK_BYTES, self._threads + 2)
         sizes = [tensor.rounded_bytes for part in files for tensor in part.tensors]
         largest = max(sizes, default=0)
         count = max(2, min(self._threads + 1, _WEIGHTS_BYTES // max(1, largest)))
@@ -77,6 +77,8 @@ class Pass:
         self._stop: Order = _LAST
         self._untold = 0
         self._changed = threading.Condition()
+        self._idle = 0
+        self._over = threading.Event()
         for index, part in enumerate(files):
             part.chunks.extend(self._cut(index, part))
         self.total_bytes = sum(chunk.size for part in files for chunk in part.chunks)
@@ -130,10 +132,8 @@ class Pass:
 
     def _tell(self, progress: Progress) -> bool:
         """Wait a moment, tell how much has been read since the last time, and return whether the pass is over."""
+        is_over = self._over.wait(_WAIT_S)
         with self._changed:
-            is_over = self._is_over()
-            if not is_over:
-                self._changed.wait(_WAIT_S)
             amount, self._untold = self._untold, 0
         if amount:
             progress.advance(amount)
@@ -144,7 +144,9 @@ class Pass:
             while not self._is_over():
                 step = self._next_step()
                 if step is None:
+                    self._idle += 1
                     self._changed.wait()
+                    self._idle -= 1
                     continue
                 order, action, end = step
                 self._running += 1
@@ -161,7 +163,9 @@ class Pass:
                     self._errors[order] = error
                     self._stop = min(self._stop, order if isinstance(error, Exception) else _FIRST)
                 end()
-                self._changed.notify_all()
+                if self._idle:
+                    self._changed.notify_all()
+            self._over.set()
 
     def _is_over(self) -> bool:
         return not self._running and not self._may_go_on()
@@ -217,8 +221,13 @@ class Pass:
                 continue
             part.chunks.popleft()
             part.is_read = True
+            # Hashed at once while it is in the core's cache, unless this file is the one that all wait for.
+            chunk.in_file = part.hashed and not part.pending and self._are_many()
             return chunk.order, partial(self._read, chunk), partial(self._end_read, chunk)
         return None
+
+    def _are_many(self) -> bool:
+        return sum(bool(part.chunks) for part in self._files) >= self._threads
 
     def _provide(self, chunk: Chunk) -> bool:
         """Give a chunk memory to be read into, if there is some: a part of its weight's, or a buffer of its own."""
@@ -253,13 +262,15 @@ class Pass:
             chunk.owner.file.pread_into(chunk.data.data, chunk.order[1])
         if not chunk.owner.chunks:
             chunk.owner.file.check_unchanged()
+        if chunk.in_file:
+            chunk.owner.hash_state.update(chunk.data.data)
 
     def _end_read(self, chunk: Chunk) -> None:
         """After reading: the chunk's hashes are due. Nobody reads on in a file that failed: `_stop` is before it."""
         part, tensor = chunk.owner, chunk.tensor
         part.is_read = False
         self._untold += chunk.size
-        if part.hashed:
+        if part.hashed and not chunk.in_file:
             chunk.users += 1
             part.pending.append(chunk)
             if len(part.pending) == 1:
@@ -270,6 +281,11 @@ class Pass:
             if len(tensor.chunks) == 1:
                 self._push_tensor_step(tensor)
         self._leave(chunk)
+        self._end_file(part)
+
+    def _end_file(self, part: FilePass) -> None:
+        if part.hashed and not part.chunks and not part.pending and not part.is_read:
+            part.sha256 = part.hash_state.hexdigest()
 
     def _push_file_step(self, part: FilePass) -> None:
         chunk = part.pending[0]
@@ -281,8 +297,7 @@ class Pass:
             self._leave(chunk)
             if part.pending:
                 self._push_file_step(part)
-            elif not part.chunks and not part.is_read:
-                part.sha256 = part.hash_state.hexdigest()
+            self._end_file(part)
 
         self._push(chunk.order, lambda: part.hash_state.update(data), end)
 
