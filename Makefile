@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Threads that spin on a busy two-core machine cost 3 to 10 times.
 TEST_ENV = OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test check-large results clean install install-dev lint types imports pytest
+.PHONY: demo test check-large results bench bench-commands clean install install-dev lint types imports pytest
 
 demo: install
 	$(BIN)/hfq demo
@@ -46,6 +46,16 @@ check-large: install-dev
 # The tables of docs/results.md; an interrupted run goes on.
 results: install-dev
 	$(BIN)/python benchmarks/results.py --work $(VENV)/results --out benchmarks/results --docs docs/results.md
+
+# Speed against peers and limits, and the tables of docs/performance.md; some minutes on a machine with nothing else to do.
+bench: install-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
+	$(BIN)/python benchmarks/bench.py --out benchmarks/results --docs docs/performance.md
+
+# Whole commands and calibration at 14B widths, for the tables of `make bench`; much longer, 6 GB of disk.
+bench-commands: install-dev
+	$(BIN)/python benchmarks/conversion.py --work $(VENV)/bench --rounds 7 --out benchmarks/results/conversion.json
+	$(BIN)/python benchmarks/calibration_cost.py --out benchmarks/results/calibration-cost.json
 
 clean:
 	rm -rf $(VENV) build hfq.egg-info

@@ -7,8 +7,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .calibration import GroupStatistics
+from .group_statistics import GroupStatistics
 from .histogram import Histogram, magnitude_bits
+from .statistics_compiled import observe, observes
 
 __all__ = ["Accumulator"]
 
@@ -19,8 +20,8 @@ _MOST_ROWS: Final = 4096
 class Accumulator:
     """Exact statistics per call, and the histograms.
 
-    Inputs of few rows wait until `flush`, and are then worked on together: on a small model the cost of an operation is
-    the call, not the numbers. They are copied, because a model may write over its activations.
+    Small inputs wait until `flush`, and are then worked on together: on a small model the cost of an operation is the
+    call, not the numbers. They are copied, because a model may write over its activations.
 
     Args:
         calls: of the schedule.
@@ -44,8 +45,15 @@ class Accumulator:
 
         Returns:
             bytes that now wait in addition.
+
+        Raises:
+            CalibrationRangeError: more samples than a bin of the histogram can count.
         """
-        self.statistics.count[call] += x.shape[0]
+        found = self.statistics
+        found.count[call] += x.shape[0]
+        if observes(x):
+            observe(x, self._sampled(x.shape[0]), found.max[call], found.sum_squares[call], self._histogram(key))
+            return 0
         if x.shape[0] >= _MOST_ROWS:
             for part in x.split(_MOST_ROWS):
                 self._measure(part[None], [call])
@@ -84,8 +92,16 @@ class Accumulator:
         """The rows of BF16 [calls, rows, channels] that are sampled into the histogram."""
         rows, channels = x.shape[1:]
         if self._rows is not None and rows > self._rows:
-            x = x[:, torch.arange(self._rows, device=x.device) * rows // self._rows]
-        histograms = self.statistics.histograms
-        if key not in histograms:
-            histograms[key] = Histogram.empty(channels, x.device)
-        histograms[key].add(x.reshape(-1, channels))
+            x = x[:, self._sampled(rows).to(x.device)]
+        self._histogram(key).add(x.reshape(-1, channels))
+
+    def _sampled(self, rows: int) -> Tensor:
+        """Which of `rows` rows are sampled, evenly spaced, int64."""
+        sample = rows if self._rows is None else min(rows, self._rows)
+        return torch.arange(sample) * rows // max(sample, 1)
+
+    def _histogram(self, key: str) -> Histogram:
+        found = self.statistics
+        if key not in found.histograms:
+            found.histograms[key] = Histogram.empty(found.channels, found.max.device)
+        return found.histograms[key]

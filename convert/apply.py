@@ -26,7 +26,7 @@ from .delta import Delta, load_delta
 from .keymap import to_diffusers
 from .linear import QuantizedLinear
 from .restore import restore_site
-from .safetensors_writer import tensor_bytes
+from .tensor_bytes import tensor_bytes
 from .transformer import keeps_fp32, set_tensor
 
 __all__ = ["Replaced", "apply", "base_mismatch"]

@@ -6,19 +6,21 @@ CPUs' instruction for it drops subnormals.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from hfq.schema.errors import UnsupportedDtypeError
 
-__all__ = ["round_into", "to_bf16"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["all_finite", "round_into", "to_bf16"]
 
 _CHUNK: Final = 1 << 16  # elements: the three scratch arrays stay in a core's own cache
 _NAN_BITS: Final = 0x7FC0
+_INFINITY_BITS: Final = 0x7F80
 
 
 def to_bf16(tensor: Tensor) -> Tensor:
@@ -30,6 +32,8 @@ def to_bf16(tensor: Tensor) -> Tensor:
     Raises:
         UnsupportedDtypeError: any other dtype.
     """
+    import torch  # takes longer than hashing a gigabyte, and `round_into` does without it
+
     if tensor.dtype == torch.bfloat16:
         return tensor
     if tensor.dtype not in (torch.float32, torch.float16):
@@ -53,9 +57,18 @@ def round_into(source: npt.NDArray[np.float32] | npt.NDArray[np.float16], out: n
         np.bitwise_and(work, 1, out=work)
         np.add(work, 0x7FFF, out=work)
         np.add(work, bits, out=work)
-        np.right_shift(work, 16, out=work)
         target = out[begin : begin + _CHUNK]
-        target[:] = work
-        np.bitwise_and(bits, 0x7FFFFFFF, out=work)
-        if work.max() > 0x7F800000:
-            target[work > 0x7F800000] = _NAN_BITS
+        target[:] = work.view(np.uint16)[1::2]
+        values = bits.view(np.float32)
+        if np.isnan(values.max(initial=0.0)):  # a maximum hands NaN on
+            target[np.isnan(values)] = _NAN_BITS
+
+
+def all_finite(bits: npt.NDArray[np.uint16]) -> bool:
+    """Whether BF16 values, as bits [n], hold neither NaN nor infinity."""
+    scratch = np.empty(min(_CHUNK, bits.size), dtype=np.uint16)
+    for begin in range(0, bits.size, _CHUNK):
+        part = bits[begin : begin + _CHUNK]
+        if np.bitwise_and(part, 0x7FFF, out=scratch[: part.size]).max() >= _INFINITY_BITS:
+            return False
+    return True

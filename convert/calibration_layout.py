@@ -34,9 +34,10 @@ from hfq.schema.errors import (
 from .group_statistics import GroupStatistics
 from .histogram import BINS, Histogram
 from .kept_calls import DTYPES, CallKey, Inputs, flatten, prompt_key
-from .safetensors_file import TORCH_DTYPES, TensorEntry
+from .safetensors_file import TensorEntry
 from .safetensors_writer import TensorPlan
 from .schedule import ExpertSchedule
+from .tensor_bytes import TORCH_DTYPES
 
 __all__ = ["CallPlan", "GroupPlan", "plan_calls", "plan_groups"]
 

@@ -150,7 +150,8 @@ class Collector:
         for histogram in found.histograms.values():
             histogram.counts, histogram.top = histogram.counts.cpu(), histogram.top.cpu()
         for timestep_bin in range(3):
-            kept = self._kept.get((entry.role, entry.group, timestep_bin))
+            # Taken away: putting the rows in order copies them, and all of them twice would be gigabytes.
+            kept = self._kept.pop((entry.role, entry.group, timestep_bin), None)
             if kept is not None:
                 found.inputs[timestep_bin], found.digests[timestep_bin] = kept.result()
         return found

@@ -18,7 +18,7 @@ from torch import nn
 from hfq.schema.canonical import canonical_json, sha256_hex
 from hfq.schema.errors import UsageError
 
-from .safetensors_writer import tensor_bytes
+from .tensor_bytes import tensor_bytes
 
 __all__ = ["digest_components"]
 

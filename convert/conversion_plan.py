@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,24 +14,21 @@ from .analyze import Analysis, load_analysis
 from .architecture import Site
 from .calibration import Calibration, load_calibration
 from .checkpoint import Checkpoint
-from .delta_inspect import routing_table
-from .progress import Progress, Silent
+from .progress import Progress
 from .prompt_overlap import compare_prompts, overlap_line
 from .prompts import Prompt
 from .recipe import Recipe, load_recipe, preset_names
 from .routing import Route, route_sites, stages_for
 from .selection import Ranking, Selection, select_blocks
+from .site_costs import site_bytes
 from .stage_rules import NEEDS_CALIBRATION, NEEDS_INPUTS, check_width
 from .weights import NUMERICS
 
-__all__ = ["Plan", "dry_run", "plan_conversion"]
+__all__ = ["Plan", "journal_inputs", "plan_conversion"]
 
-_KEPT_BYTES: Final = 150
-_SITE_BYTES: Final = 550
-_TENSOR_BYTES: Final = 160
-_RUNTIME_BYTES: Final = 450_000_000
-# Codes as a difference to plain rounding: `benchmarks/code_difference.py`.
-_CODES_BITS: Final = 1.2
+# The process itself and the weights on their way take up to 1.6 GB of what DESIGN allows.
+_WORKING_BYTES: Final = 500_000_000
+_FACTORING_BYTES: Final = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,22 @@ class Plan:
     selection: Selection
     ranking: Ranking | None
     evaluation: dict[str, Any] | None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What works on weights may take together, beside the weights themselves: the whole process stays under 2.5 GB,
+        with gptq or lowrank under 6 GB."""
+        factors = any(stage["kind"] in ("gptq", "lowrank") for stage in self.recipe.document["stage"])
+        return _FACTORING_BYTES if factors else _WORKING_BYTES
+
+    def working_bytes(self, role: str) -> dict[str, int]:
+        """Tensor name -> memory that converting its site takes beside the weight; of quantized sites."""
+        found = {}
+        for name, route in self.routes[role].items():
+            if route.to == "quantize":
+                site = self.sites[role][name]
+                found[f"{name}.weight"] = site_bytes(stages_for(self.recipe, role, name), site)
+        return found
 
     def check_root(self, role: str, root: str) -> None:
         """Check that an expert is the one whose scores decided.
@@ -218,74 +230,6 @@ def _check_rows(
             )
         if stage["kind"] == "gptq" and rows < site.in_features:
             few.setdefault(role, []).append((rows / site.in_features, f"{site.name}: {rows} rows, {site.in_features}"))
-
-
-def dry_run(
-    checkpoint: Checkpoint,
-    recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
-    calibration: str | os.PathLike[str] | Calibration | None = None,
-    progress: Progress | None = None,
-    *,
-    analysis: str | os.PathLike[str] | Analysis | None = None,
-    evaluation_prompts: Sequence[Prompt] | None = None,
-) -> dict[str, Any]:
-    """What `quantize` would do, without reading a weight: recipe, routing, predicted delta size and peak memory.
-
-    Raises:
-        what `plan_conversion` raises
-    """
-    plan = plan_conversion(
-        checkpoint,
-        recipe,
-        calibration,
-        progress or Silent(),
-        analysis=analysis,
-        evaluation_prompts=evaluation_prompts,
-    )
-    state = elements = documents = working = 0
-    for role, routes in plan.routes.items():
-        for site, route in routes.items():
-            documents += _KEPT_BYTES
-            if route.to == "quantize":
-                documents += _SITE_BYTES
-                stages = stages_for(plan.recipe, role, site)
-                more, memory = _stage_bytes(stages, plan.sites[role][site])
-                state, working = state + more, max(working, memory)
-    base = 0
-    for expert in checkpoint.experts.values():
-        for name in expert.names:
-            count = math.prod(expert.info(name).shape)
-            base, elements = base + 2 * count, max(elements, count)
-            documents += _TENSOR_BYTES
-    return {
-        "recipe": plan.recipe.name,
-        "routing": routing_table(plan.routes),
-        "delta_bytes": state + documents,
-        "base_bytes": base,
-        # Copies of the largest weight in several forms; `make check-large` measured at most 1.7 GB at 14B widths.
-        "peak_bytes": _RUNTIME_BYTES + 18 * elements + working,
-    }
-
-
-def _stage_bytes(stages: list[Mapping[str, Any]], site: Site) -> tuple[int, int]:
-    """What the stages of a site add to the delta, and the memory that they need while they run."""
-    width, height = site.in_features, site.out_features
-    state = memory = 0
-    for stage in stages:
-        match stage["kind"]:
-            case "smooth":
-                state += 4 * width
-            case "outlier_columns":
-                state += 4 * int(stage["k"])
-            case "lowrank":
-                state += 2 * int(stage["rank"]) * (width + height)
-                memory = max(memory, 12 * width * height)
-            case "gptq":
-                state += int(_CODES_BITS * width * height / 8)
-                memory = max(memory, 12 * width * width + 12 * width * height + 6 * width * int(stage["tokens"]))
-            case "clip":
-                memory = max(memory, 8 * width * height + 12 * height * int(stage["rows"]))
-    return state, memory
 
 
 def journal_inputs(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """Conversion: one pass over the base, site by site, into a delta.
 
 Every tensor is read once; its digests, its rounding to BF16 and, for quantized sites, stages, quantization and error
-are done while it is in memory. Peak memory is a small multiple of the largest weight, whatever the number of blocks.
+are done while it is in memory, several tensors at a time. Peak memory is a small multiple of the largest weight,
+whatever the number of blocks.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +25,11 @@ from hfq.schema.errors import HfqError, ResumeMismatchError, UnreadableFileError
 
 from .analyze import Analysis
 from .architecture import Site
+from .bf16 import all_finite
 from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
 from .clip_choice import choose_headrooms, error_at
-from .conversion_plan import Plan, dry_run, journal_inputs, plan_conversion
+from .conversion_plan import Plan, journal_inputs, plan_conversion
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
 from .identity import FileWitness, Identity
 from .journal import Journal
@@ -40,9 +45,10 @@ from .site_error import report_document
 from .stage_rules import NEEDS_CALIBRATION
 from .weights import NUMERICS, check_finite
 
-__all__ = ["Conversion", "dry_run", "quantize"]
+__all__ = ["Conversion", "WitnessOptions", "quantize"]
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32, "uint8": torch.uint8}
+_STATISTICS: Final = 2  # input groups held: sites that stand together in a file share a few
 
 
 def quantize(
@@ -53,6 +59,7 @@ def quantize(
     out: str | os.PathLike[str],
     resume: bool = False,
     hash_files: bool = True,
+    trust_witness: bool = False,
     progress: Progress | None = None,
     analysis: str | os.PathLike[str] | Analysis | None = None,
     evaluation_prompts: Sequence[Prompt] | None = None,
@@ -66,6 +73,8 @@ def quantize(
         out: folder to make. Unfinished work is in `OUT.partial`.
         resume: go on in `OUT.partial`.
         hash_files: also hash the checkpoint's files (witnesses in `provenance.json`).
+        trust_witness: do not hash files again that this machine has hashed before and that have not changed since
+            (size, times, inode); `provenance.json` says which.
         analysis: file, folder or Analysis of the same base, for rules that select blocks by a score; ignored with a
             note when the recipe has none.
         evaluation_prompts: prompts that the result will be judged by; those that the calibration or the analysis has
@@ -86,7 +95,8 @@ def quantize(
     )
     journal = Journal(partial, journal_inputs(checkpoint, plan))
     try:
-        Conversion(checkpoint, plan, journal, shown, hash_files=hash_files).run()
+        witness = WitnessOptions(hash_files, trust_witness)
+        Conversion(checkpoint, plan, journal, shown, witness).run()
     except BaseException as error:
         # Bad input does not get better by resuming; an interruption, a full disk or a lost network share does.
         if not isinstance(error, HfqError) or isinstance(error, UnreadableFileError):
@@ -100,15 +110,24 @@ def quantize(
     return load_delta(destination)
 
 
+@dataclass(frozen=True)
+class WitnessOptions:
+    """Whether files are hashed, and whether a hash of before is believed."""
+
+    hash_files: bool
+    trust: bool
+
+
 class Conversion:
-    """One run of `quantize` into an open journal."""
+    """One run of `quantize` into an open journal. Sites are converted side by side, on all threads."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, journal: Journal, progress: Progress, *, hash_files: bool
+        self, checkpoint: Checkpoint, plan: Plan, journal: Journal, progress: Progress, witness: WitnessOptions
     ) -> None:
         self._checkpoint, self._plan, self._journal, self._progress = checkpoint, plan, journal, progress
-        self._hash_files = hash_files
-        self._statistics: tuple[tuple[str, str], GroupStatistics] | None = None
+        self._witness = witness
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._statistics: dict[tuple[str, str], GroupStatistics] = {}
 
     def run(self) -> None:
         """Read the base, do what is not done yet, and write the delta's four files into the partial folder."""
@@ -116,10 +135,16 @@ class Conversion:
         identities: dict[str, Identity] = {}
         witnesses: dict[str, tuple[FileWitness, ...]] = {}
         for role, expert in self._checkpoint.experts.items():
-            scan = expert.scan(self._progress, hash_files=self._hash_files)
-            for tensor in scan:
-                self._see(role, tensor)
-                del tensor  # or it stays in memory while the next one is read
+            scan = expert.scan(self._progress, hash_files=self._witness.hash_files, trust_witness=self._witness.trust)
+            costs = self._plan.working_bytes(role)
+            notes = scan.each(
+                functools.partial(self._see, role),
+                cost=lambda name, costs=costs: costs.get(name, 0),  # type: ignore[misc]
+                memory_bytes=self._plan.memory_bytes,
+            )
+            for note in notes:
+                if note is not None:
+                    self._progress.note(note)
             identities[role], witnesses[role] = scan.identity, scan.witnesses
             self._plan.check_root(role, scan.identity.bf16_root)
         partial = self._journal.partial
@@ -145,16 +170,16 @@ class Conversion:
             write_file(partial / name, canonical_json(content) + b"\n")
         self._journal.clear()
 
-    def _see(self, role: str, tensor: ScannedTensor) -> None:
-        """Handle one tensor of the base."""
+    def _see(self, role: str, tensor: ScannedTensor) -> str | None:
+        """Handle one tensor of the base, on any thread; returns what the user should know."""
         if self._plan.calibration is not None and role in self._plan.calibrated:
             self._plan.calibration.check_tensor(role, tensor.name, tensor.bf16_sha256)
         name = tensor.name.removesuffix(".weight")
         route = self._plan.routes[role].get(name) if name != tensor.name else None
         if route is None or route.to != "quantize":
-            if not bool(torch.isfinite(tensor.bf16).all()):
-                self._progress.note(f"warning: {role} {tensor.name} holds NaN or infinity and is kept as it is")
-            return
+            if not all_finite(tensor.bf16.view(torch.uint16).reshape(-1).numpy()):
+                return f"warning: {role} {tensor.name} holds NaN or infinity and is kept as it is"
+            return None
         done = self._journal.get(role, name)
         if done is None:
             self._convert(role, self._plan.sites[role][name], tensor)
@@ -166,11 +191,13 @@ class Conversion:
                 found=f"{tensor.bf16_sha256[:12]}…",
                 todo="use the same base, or remove the folder and start again",
             )
+        return None
 
     def _convert(self, role: str, site: Site, tensor: ScannedTensor) -> None:
         where = f"{role} {site.name}"
-        check_finite(tensor.bf16, where)
         stages = stages_for(self._plan.recipe, role, site.name)
+        if stages:
+            check_finite(tensor.bf16, where)  # plain rounding finds out by itself
         measured = any(stage["kind"] in NEEDS_CALIBRATION for stage in stages)
         statistics = self._read_statistics(role, site) if measured else None
         found = convert_site(
@@ -189,14 +216,18 @@ class Conversion:
                 for name, value in found.state.items()
             },
         }
-        self._journal.add(entry, found.state)
+        with self._writing:
+            self._journal.add(entry, found.state)
 
     def _read_statistics(self, role: str, site: Site) -> GroupStatistics:
         assert self._plan.calibration is not None
         key = (role, site.input_group)
-        if self._statistics is None or self._statistics[0] != key:
-            self._statistics = (key, self._plan.calibration.read(*key))
-        return self._statistics[1]
+        with self._reading:
+            if key not in self._statistics:
+                while len(self._statistics) >= _STATISTICS:
+                    del self._statistics[next(iter(self._statistics))]
+                self._statistics[key] = self._plan.calibration.read(*key)
+            return self._statistics[key]
 
     def _quantized(self) -> Iterator[tuple[str, str]]:
         for role, routes in self._plan.routes.items():

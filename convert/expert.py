@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import (
@@ -29,6 +27,10 @@ from .layouts import Source, read_index
 from .progress import Progress, Silent
 from .safetensors_file import SafetensorsFile, TensorEntry
 from .scan import Scan, ScanPart
+from .witness_store import recall
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["BASE_DTYPES", "Expert", "StoredTensor", "open_expert"]
 
@@ -114,13 +116,14 @@ class Expert:
         """
         return to_bf16(self.read(name))
 
-    def scan(self, progress: Progress | None = None, *, hash_files: bool = True) -> Scan:
-        """Every tensor once, in file order; see `Scan`. With `hash_files` the files' SHA-256 come from the same
-        bytes."""
+    def scan(self, progress: Progress | None = None, *, hash_files: bool = True, trust_witness: bool = False) -> Scan:
+        """Every tensor once; see `Scan`. With `hash_files` the files' SHA-256 come from the same bytes. With
+        `trust_witness` a file that this machine has hashed before, and that has not changed since, is not hashed."""
         parts = []
         for file in self._opened.files:
             names = {entry.name: name for name, (owner, entry) in self._opened.places.items() if owner is file}
-            parts.append(ScanPart(file, self._source.witness_name(file.path), names))
+            record = recall(file, names) if trust_witness else None
+            parts.append(ScanPart(file, self._source.witness_name(file.path), names, record))
         return Scan(parts, f"reading {self.role}", progress or Silent(), hash_files, self._remember)
 
     @property

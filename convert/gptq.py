@@ -17,6 +17,8 @@ from hfq.formats import hif4
 from hfq.formats.hif4_frozen import FrozenGroup, codes_of_levels
 from hfq.schema.errors import HessianError
 
+from .threads import check_stopped
+
 __all__ = ["ColumnRounder", "Hif4Rounder", "InverseFactor", "Rounder", "hessian", "inverse_factor", "proxy_error",
            "quantize_columns"]  # fmt: skip
 
@@ -130,6 +132,7 @@ def quantize_columns(weight: Tensor, factor: InverseFactor, rounder: Rounder) ->
     upper = factor.upper
     w[factor.dead] = 0.0
     for begin in range(0, w.shape[0], rounder.group):
+        check_stopped()
         end = min(begin + rounder.group, w.shape[0])
         block = w[begin:end]
         columns = rounder.begin(block, begin // rounder.group)

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from hfq.schema.errors import CalibrationRangeError
 
-__all__ = ["BINS", "BINS_PER_OCTAVE", "COUNT_LIMIT", "NO_OCTAVE", "OCTAVES", "Histogram", "magnitude_bits"]
+__all__ = [
+    "BINS",
+    "BINS_PER_OCTAVE",
+    "COUNT_LIMIT",
+    "NO_OCTAVE",
+    "OCTAVES",
+    "Histogram",
+    "keys_of_bf16",
+    "magnitude_bits",
+    "too_many_samples",
+]
 
 BINS_PER_OCTAVE: Final = 16
 OCTAVES: Final = 8
@@ -41,8 +51,8 @@ _CPU_PIECE: Final = 1 << 18
 
 
 @functools.cache
-def _keys_of_bf16(device: torch.device) -> Tensor:
-    """Table int16 [32768]: magnitude bits of a BF16 value -> 16 * octave + bin within the octave."""
+def keys_of_bf16(device: torch.device) -> Tensor:
+    """Table int16 [32768], to be read alone: magnitude bits of a BF16 value -> 16 * octave + bin within the octave."""
     bits = torch.arange(0x7F80, dtype=torch.int32)
     values = (bits << 16).view(torch.float32).double()
     octave = torch.frexp(values)[1] - 1
@@ -56,6 +66,15 @@ def _keys_of_bf16(device: torch.device) -> Tensor:
     keys[0x7F80:] = keys[0x7F7F]
     keys[0] = (NO_OCTAVE - OCTAVES) * BINS_PER_OCTAVE
     return keys.to(device)
+
+
+def too_many_samples() -> CalibrationRangeError:
+    """The error for a bin that would have to count more than `COUNT_LIMIT`."""
+    return CalibrationRangeError(
+        "too many samples for one histogram bin",
+        expected=f"at most {COUNT_LIMIT}",
+        todo="use fewer rows per call (--rows)",
+    )
 
 
 def magnitude_bits(x: Tensor) -> Tensor:
@@ -91,7 +110,7 @@ class Histogram:
         if rows == 0:
             return
         bits = magnitude_bits(x)
-        table = _keys_of_bf16(x.device)
+        table = keys_of_bf16(x.device)
         octaves = torch.div(table[bits.amax(dim=0).int()].int(), BINS_PER_OCTAVE, rounding_mode="floor")
         self._raise_top(octaves.clamp(min=NO_OCTAVE))
         below = ((self.top - (OCTAVES - 1)) * BINS_PER_OCTAVE - 1).short()
@@ -117,11 +136,7 @@ class Histogram:
     def _accumulate(self, added: Tensor) -> None:
         total = self.counts + added.long()
         if int(total.max()) > COUNT_LIMIT:
-            raise CalibrationRangeError(
-                "too many samples for one histogram bin",
-                expected=f"at most {COUNT_LIMIT}",
-                todo="use fewer rows per call (--rows)",
-            )
+            raise too_many_samples()
         self.counts = total.int()
 
     def _raise_top(self, new_top: Tensor) -> None:

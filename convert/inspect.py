@@ -11,14 +11,22 @@ from .checkpoint import Checkpoint
 from .expert import Expert
 from .identity import FileWitness
 from .progress import Progress, Silent
+from .scan import Scan
 
 __all__ = ["inspect_checkpoint", "list_sites"]
 
 
 def inspect_checkpoint(
-    checkpoint: Checkpoint, *, identity: bool = True, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    *,
+    identity: bool = True,
+    hash_files: bool = True,
+    trust_witness: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """A JSON-able description. With `identity` every byte is read, once; without it only headers.
+    """A JSON-able description. With `identity` every byte is read, once; without it only headers. Without `hash_files`
+    the files' own hashes are left out; with `trust_witness` a file is not read whose hashes this machine has computed
+    before and that has not changed since (`trusted` true).
 
     Members: `kind` "checkpoint", `path`, `layout`, `architecture` (the fields of `Architecture`), `experts` (role ->
     what `_describe` gives), `warnings` (sentences for people). Sizes are in bytes.
@@ -26,7 +34,13 @@ def inspect_checkpoint(
     Raises:
         TruncatedFileError, UnreadableFileError: a file cannot be read to its end, or changed meanwhile.
     """
-    experts = {role: _describe(expert, identity, progress or Silent()) for role, expert in checkpoint.experts.items()}
+    experts = {role: _describe(expert) for role, expert in checkpoint.experts.items()}
+    for role, expert in checkpoint.experts.items():
+        if identity:
+            scan = expert.scan(progress or Silent(), hash_files=hash_files, trust_witness=trust_witness)
+            experts[role] |= _identify(scan)
+        if not identity or not hash_files:
+            experts[role]["files"] = [{"name": name, "size_bytes": size} for name, size in expert.file_sizes()]
     return {
         "kind": "checkpoint",
         "path": checkpoint.path,
@@ -45,7 +59,7 @@ def list_sites(expert: Expert) -> list[dict[str, Any]]:
     ]
 
 
-def _describe(expert: Expert, identity: bool, progress: Progress) -> dict[str, Any]:
+def _describe(expert: Expert) -> dict[str, Any]:
     stored = [expert.info(name) for name in expert.names]
     dtypes = {
         dtype: {
@@ -55,7 +69,7 @@ def _describe(expert: Expert, identity: bool, progress: Progress) -> dict[str, A
         for dtype in sorted({info.dtype for info in stored})
     }
     parameters = sum(math.prod(info.shape) for info in stored)
-    document: dict[str, Any] = {
+    return {
         "role_source": expert.role_source,
         "layout": expert.layout,
         "naming": expert.naming,
@@ -66,18 +80,17 @@ def _describe(expert: Expert, identity: bool, progress: Progress) -> dict[str, A
         "dtypes": dtypes,
         "sites": _count_sites(expert.sites),
     }
-    if identity:
-        scan = expert.scan(progress)
-        found = scan.run()
-        document |= {"bf16_root": found.bf16_root, "exact_root": found.exact_root}
-        document["files"] = [_witness(witness) for witness in scan.witnesses]
-    else:
-        document["files"] = [{"name": name, "size_bytes": size} for name, size in expert.file_sizes()]
-    return document
+
+
+def _identify(scan: Scan) -> dict[str, Any]:
+    found = scan.run()
+    files = [_witness(witness) for witness in scan.witnesses]
+    return {"bf16_root": found.bf16_root, "exact_root": found.exact_root, "files": files}
 
 
 def _witness(witness: FileWitness) -> dict[str, Any]:
-    return {"name": witness.name, "size_bytes": witness.size_bytes, "sha256": witness.sha256}
+    found = {"name": witness.name, "size_bytes": witness.size_bytes, "sha256": witness.sha256}
+    return {**found, "trusted": True} if witness.trusted else found
 
 
 def _count_sites(sites: tuple[Site, ...]) -> dict[str, int]:

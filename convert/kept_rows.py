@@ -30,13 +30,15 @@ class Choice:
     """What one call changes in the kept rows of a timestep bin.
 
     Attributes:
-        taken: rows of the call that become candidates, int64.
-        order: indices into the rows kept so far followed by the candidates, int64: the rows kept now.
-        digests: of the rows kept now, uint8 [kept, 32].
+        taken: rows of the call that are kept, int64, rising.
+        places: where they go among the rows kept so far, int64: behind them, or where a row is given up.
+        order: the place of every row kept now, int64 [kept], by rising digest.
+        digests: of the rows kept now, uint8 [kept, 32], rising.
         number: of this choice, unlike that of every other.
     """
 
     taken: Tensor
+    places: Tensor
     order: Tensor
     digests: Digests
     number: int
@@ -51,16 +53,21 @@ class KeptRows:
 
     def take(self, x: Tensor, choice: Choice) -> None:
         """Apply a choice to the rows of a call, BF16 [rows, channels]."""
+        kept = len(choice.order)
+        if self._rows is None or len(self._rows) < kept:
+            before, self._rows = self._rows, torch.empty(kept, x.shape[1], dtype=torch.bfloat16)
+            if before is not None:
+                self._rows[: len(before)] = before
         if len(choice.taken):
-            new = x[choice.taken.to(x.device)].cpu()
-            self._rows = (new if self._rows is None else torch.cat([self._rows, new]))[choice.order]
+            new = x.index_select(0, choice.taken.to(x.device)).cpu()
+            self._rows.index_copy_(0, choice.places, new)
         self.last = choice
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Kept rows BF16 [rows, channels] and their digests uint8 [rows, 32], by rising digest."""
         assert self._rows is not None
         assert self.last is not None
-        return self._rows, torch.from_numpy(self.last.digests.copy())
+        return self._rows[self.last.order], torch.from_numpy(self.last.digests.copy())
 
 
 class RowChooser:
@@ -97,26 +104,35 @@ class RowChooser:
 
     def _make(self, last: Choice | None, digests: Digests) -> Choice:
         kept = np.empty((0, 32), dtype=np.uint8) if last is None else last.digests
-        taken = np.arange(len(digests))
+        places = np.empty(0, dtype=np.int64) if last is None else last.order.numpy()
+        candidates = np.arange(len(digests))
         if len(kept) == self._keep:
             # The first eight bytes decide for nearly every row; the sort below decides for the rest.
             limit = int(kept[-1, :8].copy().view(">u8")[0])
-            taken = np.flatnonzero(np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0] <= limit)
-        together = np.concatenate([kept, digests[taken]])
+            candidates = np.flatnonzero(np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0] <= limit)
+        together = np.concatenate([kept, digests[candidates]])
         order = order_of_digests(together)[: self._keep]
+        stays = np.zeros(len(together), dtype=np.bool_)
+        stays[order] = True
+        new = np.flatnonzero(stays[len(kept) :])
+        # A row that is kept stays where it is: moving all of them at every call costs more than the statistics.
+        free = np.concatenate([places[~stays[: len(kept)]], np.arange(len(kept), len(order))])
+        place_of = np.empty(len(together), dtype=np.int64)
+        place_of[: len(kept)] = places
+        place_of[len(kept) + new] = free
         self._made += 1
-        return Choice(torch.from_numpy(taken), torch.from_numpy(order), together[order], self._made)
+        taken, now = torch.from_numpy(candidates[new]), torch.from_numpy(place_of[order])
+        return Choice(taken, torch.from_numpy(free), now, together[order], self._made)
 
     def _digests_of(self, rows: int) -> Digests:
         """Digests of the first rows of the current call; made once, whatever the number of inputs."""
         known = len(self._digests)
         if rows > known:
             prefix = hashlib.sha256(self._call.encode())
-            found = np.empty((rows, 32), dtype=np.uint8)
-            found[:known] = self._digests
+            new = bytearray()
             for row in range(known, rows):
                 digest = prefix.copy()
-                digest.update(str(row).encode())
-                found[row] = np.frombuffer(digest.digest(), dtype=np.uint8)
-            self._digests = found
+                digest.update(b"%d" % row)
+                new += digest.digest()
+            self._digests = np.concatenate([self._digests, np.frombuffer(new, dtype=np.uint8).reshape(-1, 32)])
         return self._digests[:rows]

@@ -38,7 +38,7 @@ from .pipeline_plan import (
     tiny_sizes,
 )
 from .progress import Progress, Silent
-from .safetensors_writer import tensor_bytes
+from .tensor_bytes import tensor_bytes
 from .transformer import build_transformer, require_video_extra
 
 __all__ = ["OFFLOAD", "LoadedModel", "adopt_pipeline", "check_device", "load_model", "transformers_of"]

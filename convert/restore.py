@@ -15,11 +15,11 @@ from hfq.schema.errors import CodesError, DigestMismatchError
 
 from .code_difference import decode_codes, decode_words
 from .delta import Delta
-from .ops import ALL, Op
+from .ops import ALL, MaskOp, Op
 from .site_ops import SiteOps, read_ops
 from .weights import QuantizedWeight, quantize_weight, site_digest, stored_bits
 
-__all__ = ["RestoredSite", "effective_weight", "restore_site", "restore_weight", "transform_weight"]
+__all__ = ["RestoredSite", "effective_weight", "restore_site", "restore_weight", "sole_mask", "transform_weight"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def effective_weight(values: Tensor, ops: Sequence[Op], rows: slice = ALL) -> Te
     return values
 
 
+def sole_mask(ops: Sequence[Op]) -> Tensor | None:
+    """The mask, fp32 [in_features], of a chain that is one mask: what the formats divide by without a copy."""
+    return ops[0].mask if len(ops) == 1 and isinstance(ops[0], MaskOp) else None
+
+
 def transform_weight(weight: Tensor, ops: Sequence[Op]) -> Tensor:
     """A BF16 weight after the ops, ready to be quantized: BF16 when there are none, else fp32. Binds the ops to it."""
     for op in ops:
@@ -74,15 +79,16 @@ def restore_weight(weight: Tensor, ops: SiteOps, options: Mapping[str, Any], whe
         NonFiniteWeightError
         CodesError: stored codes that are none of this site.
     """
-    transformed = transform_weight(weight, ops.ops)
-    plain = quantize_weight(transformed, options, where)
+    divisor = sole_mask(ops.ops)
+    transformed = weight if divisor is not None else transform_weight(weight, ops.ops)
+    plain = quantize_weight(transformed, options, where, divisor=divisor)
     if ops.codes is None:
         return plain
     assert isinstance(plain, hif4.Hif4Tensor)
     if ops.codes.scale is not None:
         words = decode_words(ops.codes.scale, plain.scale, where)
         try:
-            plain = hif4.quantize_under(transformed, words, profile=plain.profile)
+            plain = hif4.quantize_under(transformed, words, profile=plain.profile, divisor=divisor)
         except MalformedTensorError as error:
             raise CodesError("stored scale words that are none", where=where, found=error) from None
     codes = decode_codes(ops.codes.codes, plain, where)

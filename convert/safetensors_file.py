@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from hfq.schema.documents import parse_json
 from hfq.schema.errors import (
@@ -37,7 +34,10 @@ from hfq.schema.errors import (
     UnsupportedModelError,
 )
 
-__all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "TORCH_DTYPES", "SafetensorsFile", "TensorEntry", "tensor_from_bytes"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "FileStamp", "SafetensorsFile", "TensorEntry"]
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """The format's own limit."""
@@ -59,13 +59,6 @@ DTYPE_BITS: Final = {
 }  # fmt: skip
 """Every dtype of the format, with the bits of one element."""
 
-TORCH_DTYPES: Final = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
-    "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
-    "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
-}  # fmt: skip
-"""The dtypes that this package reads into tensors and writes."""
-
 _PICKLE_SUFFIXES: Final = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
@@ -85,6 +78,17 @@ class TensorEntry:
         return self.end - self.begin
 
 
+@dataclass(frozen=True)
+class FileStamp:
+    """What says that a file is still the same one: bytes, times in ns, and where it is."""
+
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+    device: int
+
+
 class SafetensorsFile:
     """An open safetensors file whose header has been checked.
 
@@ -94,6 +98,7 @@ class SafetensorsFile:
         metadata: the `__metadata__` strings, empty when absent.
         size_bytes: of the whole file.
         header_bytes: offset of the first tensor byte (8 + header length).
+        stamp: size, times and place at opening.
 
     Raises:
         MissingPathError: no such file, or a link to nothing.
@@ -113,7 +118,7 @@ class SafetensorsFile:
         try:
             status = os.fstat(self._descriptor)
             self.size_bytes = status.st_size
-            self._stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+            self.stamp = _stamp(status)
             header = self._read_header()
             self.header_bytes = 8 + len(header)
             self.metadata, self.tensors = _parse_header(header, self.size_bytes, str(self.path))
@@ -187,8 +192,10 @@ class SafetensorsFile:
 
     def read_bytes(self, name: str) -> Tensor:
         """The bytes of a tensor as stored: uint8 [size_bytes], in memory of its own."""
+        from .tensor_bytes import empty_bytes
+
         entry = self.tensors[name]
-        data = torch.empty(entry.size_bytes, dtype=torch.uint8)
+        data = empty_bytes(entry.size_bytes)
         self.pread_into(data.numpy().data, entry.begin)
         return data
 
@@ -196,8 +203,10 @@ class SafetensorsFile:
         """A tensor in its stored dtype and shape, in memory of its own.
 
         Raises:
-            UnsupportedDtypeError: a dtype outside `TORCH_DTYPES`.
+            UnsupportedDtypeError: a dtype outside `hfq.convert.tensor_bytes.TORCH_DTYPES`.
         """
+        from .tensor_bytes import TORCH_DTYPES, tensor_from_bytes
+
         entry = self.tensors[name]
         if entry.dtype not in TORCH_DTYPES:
             raise UnsupportedDtypeError(
@@ -215,7 +224,9 @@ class SafetensorsFile:
             UnreadableFileError: somebody wrote to the file meanwhile, so what was read is of no one version.
         """
         status = os.fstat(self._descriptor)
-        if (status.st_size, status.st_mtime_ns, status.st_ino) != self._stamp:
+        before, now = self.stamp, _stamp(status)
+        # Not the time of change: a link to the file or another mode changes it, and no byte.
+        if (now.size_bytes, now.modified_ns, now.inode) != (before.size_bytes, before.modified_ns, before.inode):
             raise UnreadableFileError(
                 "the file changed while it was read", where=self.path, todo="run again when nothing writes to it"
             )
@@ -239,9 +250,8 @@ class SafetensorsFile:
             self.close()
 
 
-def tensor_from_bytes(data: Tensor, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """Reinterpret uint8 [bytes] as a tensor of a safetensors dtype and a shape; no copy."""
-    return data.view(TORCH_DTYPES[dtype]).reshape(shape)
+def _stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 def _open_regular(path: Path) -> int:

@@ -19,9 +19,9 @@ from torch import Tensor
 from hfq.schema.atomic import atomic_file
 from hfq.schema.errors import UsageError
 
-from .safetensors_file import TORCH_DTYPES
+from .tensor_bytes import TORCH_DTYPES, tensor_bytes
 
-__all__ = ["SafetensorsWriter", "TensorPlan", "tensor_bytes", "write_safetensors"]
+__all__ = ["SafetensorsWriter", "TensorPlan", "write_safetensors"]
 
 _NAMES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -128,14 +128,6 @@ def write_safetensors(
         for plan in plans:
             writer.write(plan.name, tensors[plan.name])
     return writer.sha256
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, row-major, in the machine's byte order (little-endian wherever this package runs); no copy
-    when it is contiguous and on the CPU."""
-    if not tensor.numel():
-        return memoryview(b"")
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:

@@ -1,7 +1,8 @@
-"""One pass over an expert: every byte of its files read once, in file order, hashed and rounded on the way.
+"""One pass over an expert: every byte of its files read once, hashed and rounded on the way.
 
-Memory: one tensor in BF16 plus a few megabytes. Two helper threads hash (hashlib lets go of the interpreter); the
-results do not depend on them.
+Two ways to go through it. Iterating gives one tensor after another, in file order, in memory of its own. `run` and
+`each` use all threads, for digests alone or for work that does not care about the order; the results do not depend on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -11,29 +12,35 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .bf16 import round_into
 from .identity import FileWitness, Identity, TensorDigest
 from .progress import Progress
 from .safetensors_file import SafetensorsFile, TensorEntry
+from .scan_parts import FilePass, TensorPass
+from .scan_pass import Pass
+from .threads import single_thread, thread_count
+from .witness_store import FileRecord, remember
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+    from torch import Tensor
 
 __all__ = ["Scan", "ScanPart", "ScannedTensor"]
 
 _CHUNK_BYTES: Final = 4 << 20  # a multiple of every element size
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True, eq=False)
 class ScannedTensor:
     """One tensor of the pass: canonical `name`, `dtype` as stored, `shape`, hex digests as in `TensorDigest`, and
-    `bf16`, its values rounded to BF16 [shape], in memory of its own."""
+    `bf16`, its values rounded to BF16 [shape]."""
 
     name: str
     dtype: str
@@ -45,12 +52,19 @@ class ScannedTensor:
 
 @dataclass(frozen=True)
 class ScanPart:
-    """One file of the pass: the open file, its name for the witness, and stored name -> canonical name of the tensors
-    that belong to the expert."""
+    """One file of the pass.
+
+    Attributes:
+        file: open.
+        witness_name: for the witness.
+        names: stored name -> canonical name of the tensors that belong to the expert.
+        record: what this machine found in this very file before, and is trusted now; None: its bytes are hashed.
+    """
 
     file: SafetensorsFile
     witness_name: str
     names: Mapping[str, str]
+    record: FileRecord | None = None
 
 
 class Scan(Iterator[ScannedTensor]):
@@ -75,9 +89,11 @@ class Scan(Iterator[ScannedTensor]):
         self._remember = remember
         self._identity: Identity | None = None
         self._witnesses: list[FileWitness] = []
-        self._steps = self._run()
+        self._steps = self._iterate()
+        self._is_begun = False
 
     def __next__(self) -> ScannedTensor:
+        self._is_begun = True
         return next(self._steps)
 
     @property
@@ -109,23 +125,108 @@ class Scan(Iterator[ScannedTensor]):
 
     def run(self) -> Identity:
         """Read what is left, keep nothing of it but the digests, and return the identity."""
-        for _ in self:
-            pass
+        if self._is_begun:
+            for _ in self:
+                pass
+        else:
+            self._go(None)
         return self.identity
+
+    def each(
+        self,
+        work: Callable[[ScannedTensor], _Result],
+        *,
+        cost: Callable[[str], int] | None = None,
+        memory_bytes: int = 0,
+    ) -> list[_Result]:
+        """Do something with every tensor, on `thread_count()` threads, and return the results in file order.
+
+        Args:
+            work: called once per tensor, on any thread and in any order; `bf16` is valid until it returns. torch
+                computes on one thread in it.
+            cost: canonical name -> bytes that `work` takes beside the tensor.
+            memory_bytes: what the costs of calls that run at one time may add up to; one alone may be larger.
+
+        Raises:
+            RuntimeError: the pass has begun already.
+            The error of the first tensor in file order that has one: from `work`, or from reading.
+        """
+        if self._is_begun:
+            raise RuntimeError("this pass has begun already")
+        # Imported where a tensor is made: `run` does without torch, whose import takes longer than a gigabyte's hash.
+        import torch
+
+        def call(item: TensorPass) -> _Result:
+            assert item.values is not None
+            assert item.digest is not None
+            values = torch.from_numpy(item.values).view(torch.bfloat16).reshape(item.entry.shape)
+            digest = item.digest
+            return work(ScannedTensor(item.name, digest.dtype, digest.shape, digest.exact, digest.bf16, values))
+
+        threads = thread_count()
+        with single_thread():
+            tensors = self._go(call, threads, None if cost is None else lambda item: cost(item.name), memory_bytes)
+        return [tensor.result for tensor in tensors]
 
     def close(self) -> None:
         """Give the pass up; nothing more comes."""
+        self._is_begun = True
         self._steps.close()
 
-    def _run(self) -> Generator[ScannedTensor, None, None]:
+    def _go(
+        self,
+        work: Callable[[TensorPass], object] | None,
+        threads: int | None = None,
+        cost: Callable[[TensorPass], int] | None = None,
+        memory_bytes: int = 0,
+    ) -> list[TensorPass]:
+        """Go through everything on all threads; returns the tensors in file order."""
+        self.close()
+        files = [self._file_pass(index, part) for index, part in enumerate(self._parts)]
+        made = Pass(files, threads or thread_count(), work, cost, memory_bytes)
+        self._progress.start(self._label, made.total_bytes, "B")
+        try:
+            made.run(self._progress)
+        finally:
+            self._progress.finish()
+        tensors = [tensor for part in files for tensor in part.tensors]
+        digests = {tensor.name: tensor.digest for tensor in tensors if tensor.digest is not None}
+        self._end(digests, [part.sha256 for part in files])
+        return tensors
+
+    def _file_pass(self, index: int, part: ScanPart) -> FilePass:
+        tensors = []
+        for entry in part.file.tensors.values():
+            name = part.names.get(entry.name)
+            if name is not None:
+                known = None if part.record is None else part.record.tensors[entry.name]
+                tensors.append(TensorPass(name, entry, (index, entry.begin), known))
+        return FilePass(part.file, tensors, self._hash_files and part.record is None)
+
+    def _end(self, digests: Mapping[str, TensorDigest], hashes: Sequence[str | None]) -> None:
+        """Set what is known at the end, and remember the hashes that this machine has computed."""
+        for part, sha256 in zip(self._parts, hashes, strict=True):
+            if sha256 is not None:
+                tensors = {stored: digests[name] for stored, name in part.names.items()}
+                remember(part.file, FileRecord(sha256, tensors))
+            if self._hash_files:
+                found = sha256 if part.record is None else part.record.sha256
+                assert found is not None
+                trusted = part.record is not None
+                self._witnesses.append(FileWitness(part.witness_name, part.file.size_bytes, found, trusted))
+        self._identity = Identity.of(digests)
+        self._remember(self._identity)
+
+    def _iterate(self) -> Generator[ScannedTensor, None, None]:
         digests: dict[str, TensorDigest] = {}
+        hashes: list[str | None] = []
         total = sum(part.file.size_bytes for part in self._parts)
         self._progress.start(self._label, total, "B")
         try:
             with ThreadPoolExecutor(2, thread_name_prefix="hfq-hash") as pool:
                 reader = _Reader(pool, self._hash_files)
                 for part in self._parts:
-                    reader.begin_file(part.file)
+                    reader.begin_file(part)
                     self._progress.advance(part.file.header_bytes)
                     for entry in part.file.tensors.values():
                         name = part.names.get(entry.name)
@@ -140,14 +241,10 @@ class Scan(Iterator[ScannedTensor]):
                             del scanned  # the consumer decides how long a tensor lives
                         self._progress.advance(entry.size_bytes)
                     part.file.check_unchanged()
-                    if self._hash_files:
-                        self._witnesses.append(
-                            FileWitness(part.witness_name, part.file.size_bytes, reader.file_sha256())
-                        )
+                    hashes.append(reader.file_sha256())
         finally:
             self._progress.finish()
-        self._identity = Identity.of(digests)
-        self._remember(self._identity)
+        self._end(digests, hashes)
 
 
 class _Reader:
@@ -155,33 +252,37 @@ class _Reader:
 
     def __init__(self, pool: ThreadPoolExecutor, hash_files: bool) -> None:
         self._pool = pool
-        self._hash_files = hash_files
+        self._wanted = hash_files
         self._scratch = np.empty(_CHUNK_BYTES, dtype=np.uint8)
         self._file: SafetensorsFile
-        self._file_hash: _Hash
+        self._file_hash: _Hash | None
+        self._record: FileRecord | None
 
-    def begin_file(self, file: SafetensorsFile) -> None:
-        self._file = file
-        self._file_hash = hashlib.sha256()
-        if self._hash_files:
-            # Read again and not from memory: these are the bytes on disk, as for every tensor.
-            self._feed_file(0, file.header_bytes)
+    def begin_file(self, part: ScanPart) -> None:
+        self._file, self._record = part.file, part.record
+        self._file_hash = hashlib.sha256() if self._wanted and part.record is None else None
+        # Read again and not from memory: these are the bytes on disk, as for every tensor.
+        self._feed_file(0, part.file.header_bytes)
 
-    def file_sha256(self) -> str:
-        return self._file_hash.hexdigest()
+    def file_sha256(self) -> str | None:
+        return None if self._file_hash is None else self._file_hash.hexdigest()
 
     def pass_over(self, entry: TensorEntry) -> None:
         """Hash a tensor that is not the expert's."""
-        if self._hash_files:
-            self._feed_file(entry.begin, entry.end)
+        self._feed_file(entry.begin, entry.end)
 
     def _feed_file(self, begin: int, end: int) -> None:
+        if self._file_hash is None:
+            return
         for offset in range(begin, end, _CHUNK_BYTES):
             view = self._scratch.data[: min(_CHUNK_BYTES, end - offset)]
             self._file.pread_into(view, offset)
             self._file_hash.update(view)
 
     def read(self, entry: TensorEntry, name: str) -> ScannedTensor:
+        import torch
+
+        known = None if self._record is None else self._record.tensors[entry.name]
         stored_bf16 = entry.dtype == "BF16"
         values = torch.empty(prod(entry.shape), dtype=torch.bfloat16)
         bits = values.view(torch.uint16).numpy()
@@ -193,14 +294,17 @@ class _Reader:
             chunk = target.view(np.uint8) if stored_bf16 else self._scratch[:size]
             view = chunk.data
             self._file.pread_into(view, entry.begin + offset)
-            running: list[Future[None]] = [self._pool.submit(exact.update, view)]
-            if self._hash_files:
+            running: list[Future[None]] = [] if known is not None else [self._pool.submit(exact.update, view)]
+            if self._file_hash is not None:
                 running.append(self._pool.submit(self._file_hash.update, view))
             if not stored_bf16:
                 round_into(chunk.view(np.float16) if entry.dtype == "F16" else chunk.view(np.float32), target)
-                rounded.update(target.data)
+                if known is None:
+                    rounded.update(target.data)
             for future in running:
                 future.result()
-        exact_sha256 = exact.hexdigest()
-        bf16_sha256 = exact_sha256 if stored_bf16 else rounded.hexdigest()
-        return ScannedTensor(name, entry.dtype, entry.shape, exact_sha256, bf16_sha256, values.reshape(entry.shape))
+        if known is None:
+            exact_sha256 = exact.hexdigest()
+            found = exact_sha256 if stored_bf16 else rounded.hexdigest()
+            known = TensorDigest(entry.dtype, entry.shape, exact_sha256, found)
+        return ScannedTensor(name, entry.dtype, entry.shape, known.exact, known.bf16, values.reshape(entry.shape))

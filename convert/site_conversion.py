@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .architecture import Site
 from .calibration import GroupStatistics
-from .ops import Op
 from .recipe import Recipe
-from .restore import RestoredSite
+from .restore import RestoredSite, sole_mask
 from .site_error import measure_site
 from .site_ops import SiteOps, read_ops
 from .stages import STAGES, StageInput, StageResult
@@ -61,37 +60,68 @@ def convert_site(
     Raises:
         NonFiniteWeightError, CalibrationRangeError, HessianError
     """
-    weight, chain = base, SiteOps(activation=recipe.activation)
+    chain = _Chain(base, SiteOps(activation=recipe.activation), recipe, where)
     quantized: QuantizedWeight | None = None
     ops: list[dict[str, Any]] = []
     state: dict[str, Tensor] = {}
     search: Mapping[str, Any] | None = None
     for options in stages:
         if options["kind"] == "clip" and quantized is None:
-            quantized = quantize_weight(weight, recipe.weight, where)
-        given = StageInput(site, base, weight, chain.ops, quantized, statistics, edges, recipe, options, where)
+            quantized = chain.quantize()
+        weight = base if options["kind"] == "clip" else chain.weight  # a clip looks at the codes alone
+        given = StageInput(site, base, weight, chain.ops.ops, quantized, statistics, edges, recipe, options, where)
         result = STAGES[options["kind"]](given)
         ops.append(dict(result.op))
         state.update(result.state)
         quantized, search = result.quantized or quantized, result.search or search
-        for op in _new_ops(result, weight, where):
-            op.bind(weight)
-            weight = op.on_weight(weight)
-            chain.ops.append(op)
+        del given, weight
+        chain.add(result)
     if quantized is None:
-        quantized = quantize_weight(weight, recipe.weight, where)
-    del weight
+        quantized = chain.quantize()
+    chain.forget()
     ops.append({"op": "qdq", **recipe.activation})
     digest = site_digest(quantized, recipe.weight, state)
     inputs = None
     if statistics is not None and statistics.inputs and search is None:
         inputs = statistics.pooled_inputs()
-    error = measure_site(base, RestoredSite(quantized, chain, digest), inputs)
+    error = measure_site(base, RestoredSite(quantized, chain.ops, digest), inputs)
     return ConvertedSite(ops, state, digest, error, search)
 
 
-def _new_ops(result: StageResult, weight: Tensor, where: str) -> list[Op]:
-    if result.op["op"] in ("codes", "clip"):
-        return []
-    sizes = (int(weight.shape[0]), int(weight.shape[1]))
-    return read_ops([result.op, {"op": "qdq"}], result.state, sizes, where).ops
+class _Chain:
+    """The ops of a site, and its weight as they leave it: computed when it is asked for, for a lone mask never."""
+
+    def __init__(self, base: Tensor, ops: SiteOps, recipe: Recipe, where: str) -> None:
+        self.ops = ops
+        self._done, self._weight, self._recipe, self._where = 0, base, recipe, where
+
+    @property
+    def weight(self) -> Tensor:
+        """BF16 without ops, else fp32, [out_features, in_features']."""
+        for op in self.ops.ops[self._done :]:
+            op.bind(self._weight)
+            self._weight = op.on_weight(self._weight)
+        self._done = len(self.ops.ops)
+        return self._weight
+
+    def add(self, result: StageResult) -> None:
+        """Append what a stage leaves."""
+        if result.op["op"] in ("codes", "clip"):
+            return
+        height = int(self._weight.shape[0])
+        width = int(self.weight.shape[1]) if self.ops.ops else int(self._weight.shape[1])
+        built = read_ops([result.op, {"op": "qdq"}], result.state, (height, width), self._where).ops
+        self.ops.ops += built
+
+    def quantize(self) -> QuantizedWeight:
+        """Plain rounding of the weight."""
+        mask = sole_mask(self.ops.ops) if self._done == 0 else None
+        if mask is not None:
+            return quantize_weight(self._weight, self._recipe.weight, self._where, divisor=mask)
+        return quantize_weight(self.weight, self._recipe.weight, self._where)
+
+    def forget(self) -> None:
+        """Let the weight go; ops that keep a part of it have taken it."""
+        if self.ops.ops and sole_mask(self.ops.ops) is None:
+            _ = self.weight
+        self._weight = self._weight[:0]

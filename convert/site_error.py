@@ -7,9 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
-from .restore import RestoredSite, effective_weight
+from .restore import RestoredSite, effective_weight, sole_mask
 from .site_output import SiteOutput, evenly
 
 __all__ = ["block_of", "measure_site", "report_document"]
@@ -32,15 +33,7 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
         `output_error` and `output_power`: likewise for the linear's output, or None without inputs or when fp32 cannot
         hold it; `elements` and `bits_per_weight`.
     """
-    operand = restored.operand()
-    error = power = 0.0
-    for begin in range(0, weight.shape[0], _ROWS):
-        rows = slice(begin, begin + _ROWS)
-        original = weight[rows].double()
-        effective = effective_weight(operand[rows].float(), restored.ops.ops, rows)
-        # Squares of large BF16 numbers overflow fp32.
-        error += float((effective.double() - original).square_().sum())
-        power += float(original.square_().sum())
+    error, power = _weight_error(weight, restored)
     found: dict[str, Any] = {
         "weight_error": error,
         "weight_power": power,
@@ -52,9 +45,28 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
     if inputs is not None and inputs.shape[0] > 0:
         x = evenly(inputs, _OUTPUT_ROWS)
         exact = x.float() @ weight.float().T
-        quantized = SiteOutput(restored.ops.ops, operand.float(), restored.ops.activation, x).at()
+        operand = restored.weight.dequantize(torch.float32)
+        quantized = SiteOutput(restored.ops.ops, operand, restored.ops.activation, x).at()
         found |= output_error(quantized, exact)
     return found
+
+
+def _weight_error(weight: Tensor, restored: RestoredSite) -> tuple[float, float]:
+    """Sums of squares of effective minus original weight, and of the original, in binary64."""
+    ops = restored.ops.ops
+    mask = sole_mask(ops)
+    if not ops or mask is not None:
+        # Squares of large BF16 numbers overflow fp32.
+        return restored.weight.squared_error(weight, factor=mask)
+    operand = restored.operand()
+    error = power = 0.0
+    for begin in range(0, weight.shape[0], _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        original = weight[rows].double()
+        effective = effective_weight(operand[rows].float(), ops, rows)
+        error += float((effective.double() - original).square_().sum())
+        power += float(original.square_().sum())
+    return error, power
 
 
 def output_error(quantized: Tensor, exact: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from hfq.schema.errors import NonFiniteWeightError, RecipeError, UsageError
 
 from .bf16 import to_bf16
+from .threads import check_stopped
 
 __all__ = ["add_low_rank", "low_rank_factors", "subtract_low_rank"]
 
@@ -190,6 +191,7 @@ def _leading_subspace(matrix: Tensor, rank: int, energy: float) -> tuple[Tensor,
     gram = images.new_empty(0, 0)
     captured = 0.0
     for _ in range(min(_PASSES, side // width)):
+        check_stopped()
         # Twice, because what one pass leaves of a block that is nearly spent is rounding, not orthogonal to anything.
         for _ in range(2):
             block = torch.linalg.qr(block - bases @ (bases.T @ block)).Q

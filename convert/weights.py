@@ -15,7 +15,8 @@ from hfq.formats.errors import NonFiniteError
 from hfq.formats.hif8_spec import INFINITY as HIF8_INFINITY
 from hfq.schema.errors import NonFiniteWeightError
 
-from .safetensors_writer import tensor_bytes
+from .bf16 import all_finite
+from .tensor_bytes import tensor_bytes
 
 __all__ = [
     "NUMERICS",
@@ -30,6 +31,7 @@ __all__ = [
 NUMERICS: Final = 1
 """Version of the arithmetic that re-derives a site; it changes when any restored bit would."""
 
+_PART: Final = 1 << 18
 _ADVICE: Final = 'keep this site (a route with to = "keep") or repair the checkpoint'
 
 QuantizedWeight = hif4.Hif4Tensor | hif8.Hif8Tensor
@@ -44,6 +46,8 @@ def check_finite(weight: Tensor, where: str) -> None:
     Raises:
         NonFiniteWeightError: NaN or infinity; the message names the first position.
     """
+    if weight.dtype == torch.bfloat16 and all_finite(weight.contiguous().view(torch.uint16).reshape(-1).numpy()):
+        return
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         position = [int(index) for index in (~finite).nonzero()[0]]
@@ -55,12 +59,15 @@ def check_finite(weight: Tensor, where: str) -> None:
         )
 
 
-def quantize_weight(weight: Tensor, options: Mapping[str, Any], where: str) -> QuantizedWeight:
+def quantize_weight(
+    weight: Tensor, options: Mapping[str, Any], where: str, *, divisor: Tensor | None = None
+) -> QuantizedWeight:
     """Encode a weight [out_features, in_features], BF16 or fp32, groups or rows along in_features.
 
     Args:
         options: a recipe's `weight` table, normalised.
         where: expert and site, for the error message.
+        divisor: fp32 [in_features]: the weight divided by it, rounded once to fp32, is what is encoded.
 
     Raises:
         NonFiniteWeightError: NaN or infinity, or a number so large that the format would make it infinite; the message
@@ -68,13 +75,18 @@ def quantize_weight(weight: Tensor, options: Mapping[str, Any], where: str) -> Q
     """
     try:
         if options["format"] == "hif4":
-            return hif4.quantize(weight, profile=options["profile"], scale_search=options["scale_search"])
-        encoded = hif8.quantize(weight, scale=options["scale"], saturate=options["saturate"])
+            search = bool(options["scale_search"])
+            return hif4.quantize(weight, profile=options["profile"], scale_search=search, divisor=divisor)
+        encoded = hif8.quantize(weight, scale=options["scale"], saturate=options["saturate"], divisor=divisor)
     except NonFiniteError as error:
+        if divisor is None:
+            check_finite(weight, where)
         raise NonFiniteWeightError("a weight is not a finite number", where=where, found=error, todo=_ADVICE) from None
-    overflow = (encoded.codes & 0x7F) == HIF8_INFINITY
-    if bool(overflow.any()):
+    if _has_infinity(encoded.codes):
+        overflow = (encoded.codes & 0x7F) == HIF8_INFINITY
         row, column = (int(index) for index in overflow.nonzero()[0])
+        if divisor is not None:
+            weight = weight.float() / divisor
         raise NonFiniteWeightError(
             "a weight beyond the format's range would become infinite",
             where=where,
@@ -82,6 +94,11 @@ def quantize_weight(weight: Tensor, options: Mapping[str, Any], where: str) -> Q
             todo='use scale = "row" or saturate = true',
         )
     return encoded
+
+
+def _has_infinity(codes: Tensor) -> bool:
+    # In parts: the temporaries stay in a cache.
+    return any(bool(((part & 0x7F) == HIF8_INFINITY).any()) for part in codes.reshape(-1).split(_PART))
 
 
 def quantize_activation(x: Tensor, options: Mapping[str, Any], headroom: float = 1.0) -> Tensor:

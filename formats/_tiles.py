@@ -86,11 +86,10 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return float_of((exponent + 127) << 23)
 
 
-def refuse_non_finite(matrix: Tensor, tile: tuple[slice, slice], shape: torch.Size) -> None:
-    """Raises NonFiniteError for the first NaN or Inf of a tile, in the coordinates of the whole tensor."""
-    part = matrix[tile]
+def refuse_non_finite(part: Tensor, tile: tuple[slice, slice], columns: int, shape: torch.Size) -> None:
+    """Raises NonFiniteError for the first NaN or Inf of a tile of a matrix, in the coordinates of the whole tensor."""
     found = torch.nonzero(~torch.isfinite(part))
     if found.numel():
         row, column = (int(index) for index in found[0])
-        flat_index = (row + tile[0].start) * matrix.shape[1] + column + tile[1].start
+        flat_index = (row + tile[0].start) * columns + column + tile[1].start
         raise NonFiniteError(flat_index, shape, float(part[row, column]))

@@ -13,8 +13,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from . import hif4_compiled
+from ._compiled import runs_compiled
+from ._operand import checked_dtype, checked_mask, times
+from ._squares import checked_original, exact_sums, row_errors, row_tiles
 from ._tiles import as_matrix, float_of, power_of_two, tiles
-from .errors import MalformedTensorError, UnsupportedDtypeError
+from .errors import MalformedTensorError
 from .hif4_spec import (
     CODE_BYTES,
     E6M2_BIAS,
@@ -30,7 +34,6 @@ from .hif4_spec import (
 
 __all__ = ["Hif4Tensor", "pack_codes", "pack_scale", "unpack_codes", "unpack_scale"]
 
-DECODED_DTYPES: Final = (torch.bfloat16, torch.float32, torch.float16)
 # An E6M2 code and an fp32 pattern shifted right by 21 are both "exponent, two mantissa bits"; the biases differ.
 E6M2_TO_FP32: Final = (127 - E6M2_BIAS) << 2
 
@@ -88,32 +91,58 @@ class Hif4Tensor:
     shape: tuple[int, ...]
     profile: str
 
-    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16, *, factor: Tensor | None = None) -> Tensor:
         """value[i] = E6M2 * 2^(lv2[i div 8] + lv3[i div 4]) * S1P2[i], as a tensor of the true shape.
 
         Exact in bf16 and fp32. In fp16 values are rounded to nearest even and may overflow to infinity. Groups whose
         scale is NaN become NaN; the payload of these NaNs is not specified.
 
+        Args:
+            factor: fp32 [K]; values are multiplied by it in fp32, and the product is rounded to `dtype`.
+
         Raises:
-            UnsupportedDtypeError: `dtype` is not bf16, fp32 or fp16.
-            MalformedTensorError: codes, scale and shape do not belong together.
+            UnsupportedDtypeError: `dtype` is not bf16, fp32 or fp16; `factor` is not fp32.
+            MalformedTensorError: codes, scale and shape do not belong together; a factor of another shape or device.
         """
-        if dtype not in DECODED_DTYPES:
-            raise UnsupportedDtypeError(dtype, DECODED_DTYPES)
+        checked_dtype(dtype)
         self._check_layout()
+        factor = None if factor is None else checked_mask(factor, self.shape[-1], self.codes.device)
         out = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
         if out.numel() == 0:
             return out
         rows, codes, scale = as_matrix(out), as_matrix(self.codes), as_matrix(self.scale)
-        pairs = _value_pairs(self.codes.device)
+        if runs_compiled(self.codes, out):
+            hif4_compiled.decode(codes, scale, factor, rows)
+            return out
         for r, c in tiles(rows, multiple=GROUP):
-            g = slice(c.start // GROUP, -(-c.stop // GROUP))
-            steps = quarter_steps(scale[r, g]).reshape(-1, LV3_FLAGS, 1)
-            packed = codes[r, g.start * CODE_BYTES : g.stop * CODE_BYTES]
-            quarters = pairs.index_select(0, packed.reshape(-1).to(torch.int32)).view(-1, LV3_FLAGS, LV3_SPAN)
-            values = (quarters * steps).view(packed.shape[0], -1)
-            rows[r, c] = values[:, : c.stop - c.start]
+            rows[r, c] = times(_decode(codes, scale, r, c), factor, c)
         return out
+
+    def squared_error(self, original: Tensor, *, factor: Tensor | None = None) -> tuple[float, float]:
+        """Sums of squares in binary64: of `dequantize(torch.float32, factor=factor)` minus `original`, of `original`.
+
+        A row is summed in 64 places, group after group; places in their order; rows exactly, rounded once. So the
+        sums depend on no thread count.
+
+        Args:
+            original: bf16, fp32 or fp16 [..., K].
+            factor: as in `dequantize`.
+
+        Raises:
+            UnsupportedDtypeError: `original` is not bf16, fp32 or fp16; `factor` is not fp32.
+            MalformedTensorError: codes, scale and shape do not belong together; tensors of another shape or device.
+        """
+        self._check_layout()
+        original = checked_original(original, self.shape, self.codes.device)
+        factor = None if factor is None else checked_mask(factor, self.shape[-1], self.codes.device)
+        if original.numel() == 0:
+            return 0.0, 0.0
+        x, codes, scale = as_matrix(original), as_matrix(self.codes), as_matrix(self.scale)
+        if runs_compiled(original, self.codes):
+            return exact_sums(hif4_compiled.measure(codes, scale, factor, x))
+        whole = slice(0, x.shape[1])
+        values = ((r, times(_decode(codes, scale, r, whole), factor, whole)) for r in row_tiles(x))
+        return exact_sums(row_errors(x, values))
 
     def validate(self) -> None:
         """Check everything that a quantizer guarantees about the bytes; for codes and scales read from outside.
@@ -159,6 +188,16 @@ class Hif4Tensor:
                 )
         if self.codes.device != self.scale.device:
             raise MalformedTensorError("HiF4 scale device", expected=self.codes.device, found=self.scale.device)
+
+
+def _decode(codes: Tensor, scale: Tensor, rows: slice, columns: slice) -> Tensor:
+    """The values of a tile, fp32 [rows, columns]."""
+    g = slice(columns.start // GROUP, -(-columns.stop // GROUP))
+    steps = quarter_steps(scale[rows, g]).reshape(-1, LV3_FLAGS, 1)
+    packed = codes[rows, g.start * CODE_BYTES : g.stop * CODE_BYTES]
+    quarters = _value_pairs(codes.device).index_select(0, packed.reshape(-1).to(torch.int32))
+    values = (quarters.view(-1, LV3_FLAGS, LV3_SPAN) * steps).view(packed.shape[0], -1)
+    return values[:, : columns.stop - columns.start]
 
 
 def quarter_steps(scale: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ._tiles import power_of_two
-from .hif4 import element_factors, pack_codes, round_quarters, scale_fields, unpack_codes
-from .hif4_bytes import scale_values
+from .hif4_bytes import pack_codes, scale_values, unpack_codes
+from .hif4_eager import element_factors, round_quarters, scale_fields
 from .hif4_spec import GROUP, LV3_SPAN, MAX_QUARTERS, SIGN_CODE, profile_named
 
 __all__ = ["FrozenGroup", "codes_of_levels", "levels_of_codes"]

@@ -112,3 +112,21 @@ def checked_nonfinite(policy: str) -> str:
     if policy not in get_args(NonFinite):
         raise UnknownOptionError("nonfinite", policy, get_args(NonFinite))
     return policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How a tensor is converted, checked."""
+
+    profile: Profile
+    headroom: float
+    nonfinite: str
+
+
+def checked_rules(profile: str, headroom: float, nonfinite: str) -> Rules:
+    """Profile, headroom and policy of one conversion.
+
+    Raises:
+        UnknownProfileError, InvalidHeadroomError, UnknownOptionError: an argument has no meaning.
+    """
+    return Rules(profile_named(profile), checked_headroom(headroom), checked_nonfinite(nonfinite))

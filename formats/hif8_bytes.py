@@ -9,8 +9,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ._tiles import FLOAT_DTYPES, INFINITY_BITS, as_matrix, bits_of, tiles
-from .errors import MalformedTensorError, UnsupportedDtypeError
+from . import hif8_compiled
+from ._compiled import runs_compiled
+from ._operand import checked_dtype, checked_mask, times
+from ._squares import checked_original, exact_sums, row_errors, row_tiles
+from ._tiles import INFINITY_BITS, as_matrix, bits_of, tiles
+from .errors import MalformedTensorError
 from .hif8_spec import FIELDS, INFINITY, NAN, TINY_BIAS, Scaling, checked_option
 
 __all__ = ["Hif8Tensor"]
@@ -35,28 +39,48 @@ class Hif8Tensor:
         """The shape of the tensor."""
         return self.codes.shape
 
-    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16, *, factor: Tensor | None = None) -> Tensor:
         """value = HiF8(code) * scale.
 
         Exact where the result is a normal number of `dtype`; below that rounded to nearest even, beyond it infinite.
 
+        Args:
+            factor: fp32 [K]; values are multiplied by it in fp32, and the product is rounded to `dtype`.
+
         Raises:
-            UnsupportedDtypeError: `dtype` is not bf16, fp32 or fp16.
-            MalformedTensorError: codes and scale do not belong together.
+            UnsupportedDtypeError: `dtype` is not bf16, fp32 or fp16; `factor` is not fp32.
+            MalformedTensorError: codes and scale do not belong together; a factor of another shape or device.
         """
-        if dtype not in FLOAT_DTYPES:
-            raise UnsupportedDtypeError(dtype, FLOAT_DTYPES)
+        checked_dtype(dtype)
         self._check_layout()
+        factor = None if factor is None else checked_mask(factor, self.shape[-1], self.codes.device)
         out = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
         if out.numel() == 0:
             return out
-        values = code_values(out.device)
         rows, codes, scale = as_matrix(out), as_matrix(self.codes), self.scale.reshape(-1, 1)
+        if runs_compiled(self.codes, out):
+            hif8_compiled.decode(codes, scale, factor, rows, code_values(out.device))
+            return out
         for r, c in tiles(rows):
-            tile = codes[r, c]
-            decoded = values.index_select(0, tile.reshape(-1).to(torch.int32)).view(tile.shape)
-            rows[r, c] = decoded * (scale[r] if self.scaling == "row" else scale)
+            rows[r, c] = times(_decode(codes, scale, r, c), factor, c)
         return out
+
+    def squared_error(self, original: Tensor, *, factor: Tensor | None = None) -> tuple[float, float]:
+        """Sums of squares in binary64: of `dequantize(torch.float32, factor=factor)` minus `original`, of `original`.
+
+        Args, order of the sums and errors: as `Hif4Tensor.squared_error`.
+        """
+        self._check_layout()
+        original = checked_original(original, self.shape, self.codes.device)
+        factor = None if factor is None else checked_mask(factor, self.shape[-1], self.codes.device)
+        if original.numel() == 0:
+            return 0.0, 0.0
+        x, codes, scale = as_matrix(original), as_matrix(self.codes), self.scale.reshape(-1, 1)
+        if runs_compiled(original, self.codes):
+            return exact_sums(hif8_compiled.measure(codes, scale, factor, x, code_values(x.device)))
+        whole = slice(0, x.shape[1])
+        values = ((r, times(_decode(codes, scale, r, whole), factor, whole)) for r in row_tiles(x))
+        return exact_sums(row_errors(x, values))
 
     def validate(self) -> None:
         """Check everything that a quantizer guarantees about the bytes; for tensors read from outside.
@@ -91,6 +115,13 @@ class Hif8Tensor:
             )
         if self.codes.device != self.scale.device:
             raise MalformedTensorError("HiF8 scale device", expected=self.codes.device, found=self.scale.device)
+
+
+def _decode(codes: Tensor, scale: Tensor, rows: slice, columns: slice) -> Tensor:
+    """The values of a tile, fp32 [rows, columns]; scale fp32 [1, 1] or [rows, 1]."""
+    tile = codes[rows, columns]
+    decoded = code_values(codes.device).index_select(0, tile.reshape(-1).to(torch.int32)).view(tile.shape)
+    return decoded * (scale[rows] if scale.shape[0] > 1 else scale)
 
 
 @functools.cache

@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent / "convert"))
 
 @pytest.fixture(scope="session", autouse=True)
 def no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the registry and the keys of whoever runs it."""
+    """No test reads or writes the registry, the keys and the witnesses of whoever runs it."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HFQ_REGISTRY", str(home / "registry.sqlite"))
         patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         yield
 
 

@@ -14,7 +14,7 @@ from hfq.convert.delta import Delta
 from hfq.convert.ops import ColumnsOp, LowRankOp, MaskOp, RotateOp
 from hfq.convert.progress import Progress
 from hfq.convert.restore import RestoredSite, restore_site
-from hfq.convert.safetensors_writer import tensor_bytes
+from hfq.convert.tensor_bytes import tensor_bytes
 from hfq.formats import hif4
 
 from .graph_linear import op_names

@@ -15,7 +15,7 @@ from hfq.convert.apply import base_mismatch
 from hfq.convert.checkpoint import Checkpoint
 from hfq.convert.delta import Delta
 from hfq.convert.progress import Progress
-from hfq.convert.safetensors_writer import tensor_bytes
+from hfq.convert.tensor_bytes import tensor_bytes
 from hfq.formats.hif4 import Hif4Tensor
 
 from .domain import DOMAIN

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final
 import torch
 from torch import Tensor
 
-from hfq.convert.safetensors_writer import tensor_bytes
+from hfq.convert.tensor_bytes import tensor_bytes
 
 __all__ = ["WeightsFile"]
 

@@ -10,7 +10,7 @@ root mean square, or a percentile (Tail-Aware HiFloat4, arXiv 2605.26628). alpha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from hfq.convert.calibration import GroupStatistics
 from hfq.convert.stages.stage import StageInput, StageResult
 
 __all__ = ["activation_statistic", "channel_mask", "smooth"]
+
+_ROWS: Final = 64
 
 
 def activation_statistic(statistics: GroupStatistics, options: Mapping[str, Any], where: str) -> Tensor:
@@ -53,6 +55,11 @@ def channel_mask(
     return clipped
 
 
+def _column_max(weight: Tensor) -> Tensor:
+    """Largest magnitude of each column of [out_features, in_features]; a few rows are copied at a time."""
+    return torch.stack([rows.abs().amax(dim=0) for rows in weight.split(_ROWS)]).amax(dim=0)
+
+
 def smooth(given: StageInput) -> StageResult:
     """The mask of one site: state `mask` float32 [in_features].
 
@@ -60,7 +67,7 @@ def smooth(given: StageInput) -> StageResult:
         CalibrationRangeError: see `activation_statistic`.
     """
     assert given.statistics is not None
-    weight_max = given.weight.abs().amax(dim=0).double().numpy()
+    weight_max = _column_max(given.weight).double().numpy()
     activation = given.channels(activation_statistic(given.statistics, given.options, given.where)).numpy()
     mask = torch.from_numpy(channel_mask(weight_max, activation, given.options))
     return StageResult({"op": "mask", "tensor": "mask"}, {"mask": mask})

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from hfq.console import BarProgress, emit, format_bytes, json_option
+from hfq.console import BarProgress, emit, format_bytes, format_seconds, json_option
 from hfq.convert.checkpoint import Checkpoint, open_checkpoint
-from hfq.convert.convert import dry_run, quantize
+from hfq.convert.convert import quantize
 from hfq.convert.delta import Delta
 from hfq.convert.delta_inspect import clip_lines, describe_delta, error_lines, routing_lines, short_id
+from hfq.convert.dry_run import dry_run
 from hfq.convert.prompts import read_prompts
 
 __all__ = ["convert_command"]
@@ -33,8 +34,18 @@ __all__ = ["convert_command"]
 @click.option("-o", "--out", type=click.Path(), required=False, help="Folder to make.")
 @click.option("--role", type=click.Choice(["high_noise", "low_noise", "single"]), help="Role of a bare file.")
 @click.option("--resume", is_flag=True, help="Go on in OUT.partial after a crash or Ctrl-C.")
-@click.option("--dry-run", "only_plan", is_flag=True, help="Print the routing and the predicted sizes; write nothing.")
+@click.option(
+    "--dry-run",
+    "only_plan",
+    is_flag=True,
+    help="Print the routing, the predicted size, memory and time; write nothing.",
+)
 @click.option("--no-file-hashes", is_flag=True, help="Do not hash the checkpoint's files (provenance lists none).")
+@click.option(
+    "--trust-witness",
+    is_flag=True,
+    help="Do not hash files again that this machine has hashed before, unless they have changed since; recorded.",
+)
 @json_option
 def convert_command(
     model: str,
@@ -47,6 +58,7 @@ def convert_command(
     resume: bool,
     only_plan: bool,
     no_file_hashes: bool,
+    trust_witness: bool,
     as_json: bool,
 ) -> None:
     """Quantize MODEL by a recipe into a delta: a small folder that restores the quantized model on top of MODEL.
@@ -55,6 +67,8 @@ def convert_command(
     hfq convert Wan2.2-T2V-A14B --recipe rtn-hif4 -o delta
     hfq convert Wan2.2-T2V-A14B --recipe tail-aware-hif4 --calibration cal -o delta
     hfq convert Wan2.2-T2V-A14B --recipe top5.toml --analysis analysis -o delta
+
+    All cores work; OMP_NUM_THREADS limits them, and the delta does not depend on their number.
     """
     prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
     with open_checkpoint(model, role=role) as checkpoint:
@@ -73,6 +87,7 @@ def convert_command(
             out=out,
             resume=resume,
             hash_files=not no_file_hashes,
+            trust_witness=trust_witness,
             progress=BarProgress(),
             analysis=analysis,
             evaluation_prompts=prompts,
@@ -88,6 +103,7 @@ def _plan_text(planned: dict[str, Any]) -> str:
         f"delta       about {format_bytes(planned['delta_bytes'])} ({format_bytes(planned['base_bytes'])} base)"
     )
     lines.append(f"memory      about {format_bytes(planned['peak_bytes'])} at most")
+    lines.append(f"time        about {format_seconds(planned['seconds'])} on {planned['threads']} threads")
     return "\n".join(lines)
 
 

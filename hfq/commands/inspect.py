@@ -20,12 +20,27 @@ __all__ = ["inspect_command"]
     help="Which expert a bare file is; of a checkpoint with two experts, the one to look at.",
 )
 @click.option("--no-hash", is_flag=True, help="Read headers only: no digests, no roots, no file hashes.")
+@click.option("--no-file-hashes", is_flag=True, help="Do not hash the files as wholes: roots alone, no witnesses.")
+@click.option(
+    "--trust-witness",
+    is_flag=True,
+    help="Believe what this machine found when it hashed these files, unless they have changed since.",
+)
 @click.option("--sites", "with_sites", is_flag=True, help="List every linear: the names that recipes match.")
 @json_option
-def inspect_command(path: str, role: str | None, no_hash: bool, with_sites: bool, as_json: bool) -> None:
+def inspect_command(
+    path: str,
+    role: str | None,
+    no_hash: bool,
+    no_file_hashes: bool,
+    trust_witness: bool,
+    with_sites: bool,
+    as_json: bool,
+) -> None:
     """Say what PATH is: a checkpoint (layout, experts, dtypes, sites, identity) or a delta (bits per weight).
 
-    PATH is a folder, a file, or high_noise=FILE,low_noise=FILE. Every byte is read once, unless --no-hash is given.
+    PATH is a folder, a file, or high_noise=FILE,low_noise=FILE. Every byte is read once, unless --no-hash is given, on
+    all cores; OMP_NUM_THREADS limits them.
     """
     if (Path(path) / "ptq_state.json").is_file():
         _inspect_delta(path, as_json)
@@ -34,7 +49,13 @@ def inspect_command(path: str, role: str | None, no_hash: bool, with_sites: bool
     from hfq.convert.inspect import inspect_checkpoint, list_sites
 
     with open_checkpoint(path, role=role) as checkpoint:
-        document = inspect_checkpoint(checkpoint, identity=not no_hash, progress=BarProgress())
+        document = inspect_checkpoint(
+            checkpoint,
+            identity=not no_hash,
+            hash_files=not no_file_hashes,
+            trust_witness=trust_witness,
+            progress=BarProgress(),
+        )
         if with_sites:
             for name, expert in checkpoint.experts.items():
                 document["experts"][name]["linears"] = list_sites(expert)
@@ -88,7 +109,8 @@ def _render_expert(expert: dict[str, Any]) -> list[str]:
     for file in expert["files"]:
         lines.append(f"  file          {file['name']}  {format_bytes(file['size_bytes'])} ({file['size_bytes']:,} B)")
         if "sha256" in file:
-            lines.append(f"    sha256      {file['sha256']}")
+            trusted = "  (computed before)" if file.get("trusted") else ""
+            lines.append(f"    sha256      {file['sha256']}{trusted}")
     for site in expert.get("linears", []):
         lines.append(f"  linear        {site['name']}  {site['shape'][0]}x{site['shape'][1]}")
     return lines

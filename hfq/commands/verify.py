@@ -34,6 +34,11 @@ __all__ = ["verify_command"]
               help="Verify this exported graph, too; without FILE the first quantized block of an expert.")  # fmt: skip
 @click.option("--calibration", type=click.Path(), help="Run graphs on the model calls that this calibration kept.")
 @click.option("-o", "--out", type=click.Path(), help="JSON file to make: the report of the graphs.")
+@click.option(
+    "--trust-witness",
+    is_flag=True,
+    help="Do not hash files of the base again that this machine has hashed before, unless they have changed since.",
+)
 @json_option
 def verify_command(
     delta: str,
@@ -43,6 +48,7 @@ def verify_command(
     onnx: str | None,
     calibration: str | None,
     out: str | None,
+    trust_witness: bool,
     as_json: bool,
 ) -> None:
     """Restore every quantized linear of DELTA from the base and compare every digest.
@@ -61,7 +67,7 @@ def verify_command(
         # A graph that is not there is known before the base is read.
         graphs = None if not onnx else _exported(onnx)
         kept = None if calibration is None else stack.enter_context(_calibration(calibration, opened))
-        result = verify(opened, checkpoint, role=only, progress=BarProgress())
+        result = verify(opened, checkpoint, role=only, trust_witness=trust_witness, progress=BarProgress())
         verified: list[OnnxVerification] = []
         if onnx is not None and result.ok:
             verified = _verify_graphs(opened, checkpoint, only, graphs, kept, stack)

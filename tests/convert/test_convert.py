@@ -16,7 +16,9 @@ from synthetic import tiny, write_checkpoint
 from test_recipe import recipe
 
 import hfq
-from hfq.convert.convert import dry_run
+from hfq.convert.architecture import Site
+from hfq.convert.dry_run import dry_run
+from hfq.convert.site_costs import Speed, site_seconds
 from hfq.schema.errors import (
     CalibrationBaseError,
     CalibrationRangeError,
@@ -233,6 +235,20 @@ def test_the_dry_run_predicts_and_writes_nothing(
     real = sum(path.stat().st_size for path in small_delta.iterdir())
     assert 0.5 * real < planned["delta_bytes"] < 2 * real
     assert [(row["to"], row["sites"]) for row in planned["routing"]] == [("quantize", 20), ("keep", 6)] * 2
+    assert planned["threads"] == torch.get_num_threads()
+    # A few hundred kilobytes: the time is that of starting.
+    assert 1 < planned["seconds"] < 10
+
+
+def test_predicted_time_grows_with_width_and_stages() -> None:
+    speed = Speed(hash_bytes=1e9, products=1e11)
+    wide = Site("blocks.0.ffn.0", 5120, 13824, True, 0, "blocks.0.ffn.0")
+    narrow = Site("blocks.0.self_attn.q", 5120, 5120, True, 0, "blocks.0.self_attn.qkv")
+    # Rounding 71 million weights takes less than a second, GPTQ of as many takes many.
+    assert 0.1 < site_seconds([], wide, speed) < 1
+    assert site_seconds([], wide, speed) == pytest.approx(13824 / 5120 * site_seconds([], narrow, speed))
+    gptq = [{"kind": "gptq", "tokens": 4096}]
+    assert site_seconds(gptq, wide, speed) > 5 * site_seconds([], wide, speed)
 
 
 def test_a_recipe_that_does_not_fit_stops_before_any_work(small_base: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hfq.convert.bf16 import to_bf16
-from hfq.convert.safetensors_file import TORCH_DTYPES, SafetensorsFile
+from hfq.convert.safetensors_file import SafetensorsFile
 from hfq.convert.safetensors_writer import SafetensorsWriter, TensorPlan, write_safetensors
+from hfq.convert.tensor_bytes import TORCH_DTYPES
 from hfq.schema.errors import TruncatedFileError, UnreadableFileError, UnsupportedDtypeError, UsageError
 
 

@@ -16,7 +16,7 @@ from test_selection import DEEP, DEPTH, REST, ROLES, SITES, TOP, Change, convert
 import hfq
 from hfq.cli import run
 from hfq.convert.analyze import analyze
-from hfq.convert.convert import dry_run
+from hfq.convert.dry_run import dry_run
 from hfq.convert.journal import Journal
 from hfq.convert.progress import Silent
 from hfq.convert.recipe import load_recipe

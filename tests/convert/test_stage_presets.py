@@ -13,9 +13,9 @@ from made import bytes_of, forge
 
 import hfq
 from hfq.convert.clip import BINS, unused_clips
-from hfq.convert.convert import dry_run
 from hfq.convert.delta import Delta
 from hfq.convert.delta_inspect import describe_delta
+from hfq.convert.dry_run import dry_run
 from hfq.convert.linear import QuantizedLinear
 from hfq.convert.pipelines import LoadedModel
 from hfq.convert.recipe import Recipe, preset_names

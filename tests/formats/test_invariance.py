@@ -8,7 +8,7 @@ import pytest
 import torch
 from format_helpers import same_bits
 
-from hfq.formats import _tiles, hif4, hif4_bytes, hif8, hif8_bytes, mxfp4, nvfp4
+from hfq.formats import _tiles, hif4, hif4_bytes, hif8, hif8_bytes, hif8_eager, mxfp4, nvfp4
 
 SCALINGS = ("none", "tensor", "row")
 
@@ -109,7 +109,10 @@ def test_results_stand_outside_autograd() -> None:
 
 def forget_tables() -> None:
     """As in a fresh process: every look-up table has yet to be built."""
-    tables = (hif4.reciprocals, hif4_bytes._value_pairs, hif8._codes, hif8._rounded, hif8_bytes.code_values)
+    tables = (
+        hif4.reciprocals, hif4_bytes._value_pairs, hif8_eager.codes_table, hif8_eager.rounded_table,
+        hif8_bytes.code_values,
+    )  # fmt: skip
     for table in tables:
         table.cache_clear()
 

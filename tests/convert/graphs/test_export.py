@@ -30,7 +30,7 @@ from hfq.convert.graphs.scope import MODEL, Scope
 from hfq.convert.graphs.targets import exported_graphs
 from hfq.convert.graphs.verify_onnx import verify_onnx
 from hfq.convert.recipe import Recipe
-from hfq.convert.safetensors_writer import tensor_bytes
+from hfq.convert.tensor_bytes import tensor_bytes
 from hfq.convert.transformer import empty_transformer
 from hfq.schema.errors import HfqError, MissingPathError, OutputExistsError, UsageError, WrongRoleError
 

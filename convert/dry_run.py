@@ -1,0 +1,89 @@
+"""What a conversion would do and take, from headers alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from .analyze import Analysis
+from .calibration import Calibration
+from .checkpoint import Checkpoint
+from .conversion_plan import plan_conversion
+from .delta_inspect import routing_table
+from .progress import Progress, Silent
+from .prompts import Prompt
+from .recipe import Recipe
+from .routing import stages_for
+from .site_costs import Speed, measure_speed, site_seconds, stage_bytes
+from .threads import thread_count
+
+__all__ = ["dry_run"]
+
+_KEPT_BYTES: Final = 150
+_SITE_BYTES: Final = 550
+_TENSOR_BYTES: Final = 160
+_RUNTIME_BYTES: Final = 450_000_000
+# Reading from memory takes a tenth of hashing; from a disk it may take longer than everything else.
+_READING: Final = 0.1
+_START_S: Final = 2.0
+
+
+def dry_run(
+    checkpoint: Checkpoint,
+    recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any],
+    calibration: str | os.PathLike[str] | Calibration | None = None,
+    progress: Progress | None = None,
+    *,
+    analysis: str | os.PathLike[str] | Analysis | None = None,
+    evaluation_prompts: Sequence[Prompt] | None = None,
+) -> dict[str, Any]:
+    """What `quantize` would do, without reading a weight: recipe, routing, predicted delta size, peak memory and time.
+
+    Raises:
+        what `plan_conversion` raises
+    """
+    plan = plan_conversion(
+        checkpoint,
+        recipe,
+        calibration,
+        progress or Silent(),
+        analysis=analysis,
+        evaluation_prompts=evaluation_prompts,
+    )
+    speed, threads = measure_speed(), thread_count()
+    state = elements = documents = working = 0
+    busy = 0.0
+    for role, routes in plan.routes.items():
+        for site, route in routes.items():
+            documents += _KEPT_BYTES
+            if route.to == "quantize":
+                documents += _SITE_BYTES
+                stages = stages_for(plan.recipe, role, site)
+                more, memory = stage_bytes(stages, plan.sites[role][site])
+                state, working = state + more, max(working, memory)
+                busy += site_seconds(stages, plan.sites[role][site], speed)
+    base = 0
+    for expert in checkpoint.experts.values():
+        for name in expert.names:
+            count = math.prod(expert.info(name).shape)
+            base, elements = base + 2 * count, max(elements, count)
+            documents += _TENSOR_BYTES
+    return {
+        "recipe": plan.recipe.name,
+        "routing": routing_table(plan.routes),
+        "delta_bytes": state + documents,
+        "base_bytes": base,
+        # Copies of the largest weight in several forms; `make check-large` measured at most 1.7 GB at 14B widths.
+        "threads": threads,
+        "seconds": round(_wall_seconds(checkpoint, busy, speed, threads), 1),
+        "peak_bytes": _RUNTIME_BYTES + 18 * elements + working,
+    }
+
+
+def _wall_seconds(checkpoint: Checkpoint, busy: float, speed: Speed, threads: int) -> float:
+    """Time with the files in memory: files and tensors are hashed, and one file is one stream."""
+    sizes = [size for expert in checkpoint.experts.values() for _, size in expert.file_sizes()]
+    hashing = (2 + _READING) * sum(sizes) / speed.hash_bytes
+    return _START_S + max((hashing + busy) / threads, max(sizes) / speed.hash_bytes)

@@ -1,0 +1,114 @@
+"""When compiled kernels run, and on how many threads.
+
+numba is imported by the first large tensor, never by `import hfq`. What a process compiles is kept on disk for the next
+one. A kernel releases the GIL and writes a range of its outputs that no other call writes, so ranges run on any thread
+in any order, with the same bytes. The caller works itself; helpers join it as far as they are idle. So any number of
+threads may call kernels at once, and none waits for a helper that another keeps busy.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+__all__ = ["kernels", "run_ranges", "runs_compiled"]
+
+# Elements. Below the first the eager twin is done before numba is imported; once it is, only Python's overhead counts.
+LOAD_FROM: Final = 1 << 20
+RUN_FROM: Final = 1 << 10
+RANGE: Final = 1 << 17  # elements of a range: some tenths of a millisecond, so that handing it over costs little
+
+_PATIENCE_S: Final = 2.0
+_LOG: Final = logging.getLogger("hfq.formats")
+
+
+def runs_compiled(x: Tensor, out: Tensor) -> bool:
+    """Whether kernels take `x`: plain CPU tensors that are large enough, not being traced, and numba works."""
+    if x.device.type != "cpu" or x.numel() < (RUN_FROM if _LOADED else LOAD_FROM):
+        return False
+    # Subclasses stand for something else: fake tensors have no data, and `out` shows that a fake mode is on.
+    if type(x) not in (Tensor, torch.nn.Parameter) or type(out) is not Tensor or x.is_neg():
+        return False
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None and _usable()
+
+
+_LOADED: Final[set[str]] = set()  # names of kernel modules
+
+
+@functools.cache
+def _usable() -> bool:
+    """Whether numba is there and compiles. NUMBA_DISABLE_JIT=1 is the way to run without it."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        config = importlib.import_module("numba").config
+    except ImportError:  # of a numpy that this numba does not know
+        return False
+    return not config.DISABLE_JIT
+
+
+def kernels(name: str) -> Any:
+    """A kernel module of this package; the first time on a machine it is compiled, which is said when it takes long."""
+    if name not in _LOADED:
+        say = threading.Timer(
+            _PATIENCE_S, _LOG.warning, ["compiling the kernels of the number formats for this machine, once"]
+        )
+        say.daemon = True
+        say.start()
+        try:
+            importlib.import_module(f"hfq.formats.{name}")
+        finally:
+            say.cancel()
+        _LOADED.add(name)
+    return importlib.import_module(f"hfq.formats.{name}")
+
+
+def run_ranges(work: Callable[[int, int], Any], count: int, elements: int) -> list[Any]:
+    """The results of `work(first, last)` over ranges that cover [0, count), in no order; one range when that is enough.
+
+    Args:
+        elements: of the tensor; up to `torch.get_num_threads()` threads share large ones.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or elements <= RANGE:
+        return [work(0, count)]
+    size = max(1, count * RANGE // elements)
+    starts = itertools.count(0, size)  # `next` is atomic
+    results: list[Any] = []
+
+    def take() -> None:
+        while (first := next(starts)) < count:
+            results.append(work(first, min(first + size, count)))
+
+    helpers = [_pool(os.getpid()).submit(take) for _ in range(min(threads, -(-count // size)) - 1)]
+    try:
+        take()
+    finally:
+        _finish(helpers, starts, count)
+    return results
+
+
+def _finish(helpers: list[Future[None]], starts: itertools.count[int], count: int) -> None:
+    """Wait for the ranges in work; start no more of them, also after an error or an interrupt."""
+    while next(starts) < count:
+        pass
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The helpers of this process; after a fork the child makes its own."""
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="hfq-kernels")

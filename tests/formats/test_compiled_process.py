@@ -1,0 +1,98 @@
+"""When a process pays for compiled kernels, and what it does where they cannot be had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numba
+import pytest
+import torch
+
+from hfq.formats import _compiled, _kernels
+
+SMALL = """
+import sys
+import torch
+import hfq.formats
+from hfq.formats import _compiled, hif4, hif8
+hif4.quantize(torch.ones(100, 64)).dequantize(), hif8.qdq(torch.ones(100, 64))
+assert "numba" not in sys.modules, "numba was imported for a small tensor"
+x = torch.ones(1 << 15, 64)
+assert hif4.quantize(x).codes.unique().numel() == 1
+assert not _compiled._LOADED, "kernels ran without a compiler"
+"""
+
+FORK = """
+import os, signal, torch
+from hfq.formats import _compiled, hif8
+x = torch.randn(1 << 10, 1 << 11).bfloat16()
+torch.set_num_threads(2)
+codes = hif8.quantize(x).codes.numpy()
+assert _compiled._LOADED
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if (hif8.quantize(x).codes.numpy() == codes).all() else 1)
+assert os.waitpid(child, 0)[1] == 0, "kernels failed in a forked child"
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def twin() -> None:
+    """Nothing here depends on it."""
+
+
+@pytest.mark.parametrize(("script", "setting"), [(SMALL, {"NUMBA_DISABLE_JIT": "1"}), (FORK, {})])
+def test_processes(script: str, setting: dict[str, str]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | setting, capture_output=True, text=True, timeout=240
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator available"), EOFError("a damaged file")])
+def test_nowhere_to_keep_the_code(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is compiled all the same."""
+    njit = numba.njit
+
+    def without_cache(*arguments: Any, **options: Any) -> Any:
+        if options.pop("cache", False):
+            raise error
+        return njit(*arguments, **options)
+
+    monkeypatch.setattr(_kernels.numba, "njit", without_cache)
+
+    @_kernels.kernel(numba.types.int64(numba.types.int64))
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert double(21) == 42
+
+
+def test_tensors_that_are_not_what_they_seem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compiled, "LOAD_FROM", 1)
+    monkeypatch.setattr(_compiled, "RUN_FROM", 1)
+    x = torch.ones(4, 64)
+
+    class Own(torch.Tensor):
+        pass
+
+    assert _compiled.runs_compiled(x, x)
+    assert _compiled.runs_compiled(torch.nn.Parameter(x), x)
+    assert not _compiled.runs_compiled(x.as_subclass(Own), x)
+    assert not _compiled.runs_compiled(x.to("meta"), x)
+    with torch._subclasses.FakeTensorMode():
+        assert not _compiled.runs_compiled(x, torch.empty(4))
+
+
+def test_a_wait_is_explained(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import time
+
+    monkeypatch.setattr(_compiled, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(_compiled, "_LOADED", set())
+    monkeypatch.setattr(_compiled.importlib, "import_module", lambda _: time.sleep(0.2))
+    _compiled.kernels("hif4_kernels")
+    assert "compiling the kernels" in caplog.text
