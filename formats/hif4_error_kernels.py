@@ -48,7 +48,8 @@ from .hif4_kernels import (
 from .hif4_runs import load, load_operand
 from .hif4_spec import E6M2_MAX, E6M2_NAN, SEARCH_OFFSETS
 
-# Rows of the scratch of doubles. The first four hold squares, column by column as the scratch of patterns.
+# Rows of the scratch of doubles. Squares stand column by column as in the scratch of patterns: in a search those of a
+# chunk in the first four rows; in `measure` their sums over the chunks of a row, of originals in the last four rows.
 RULE: Final = 4  # per group: the E6M2 code by the rule
 ERROR: Final = 5  # per group: the smallest error so far
 DOUBLE_ROW_COUNT: Final = 8
@@ -122,22 +123,16 @@ def encode_searching(
 
 
 @inlined
-def add_up(groups: Any, d: Any, sums: Any) -> None:
-    """Squares of whole groups added to the sums of their 64 places, group after group."""
-    for s in range(4):
-        for g in range(groups):
-            for k in range(RUN):
-                sums[RUN * s + k] += d[s, RUN * g + k]
-
-
-@inlined
-def total(sums: Any) -> Any:
-    """The 64 sums in the order of their places."""
-    found = 0.0
-    for k in range(RUN):
+def fold(sums: Any) -> Any:
+    """The total of sums [4, COLUMNS] of the places of a row, in the order of `_squares`; they are used up."""
+    n = COLUMNS
+    while n > 1:
+        n //= 2
         for s in range(4):
-            found += sums[RUN * s + k]
-    return found
+            low, high = sums[s, :n], sums[s, n : 2 * n]
+            for t in range(n):
+                low[t] += high[t]
+    return ((sums[0, 0] + sums[1, 0]) + sums[2, 0]) + sums[3, 0]
 
 
 @kernel(
@@ -152,8 +147,7 @@ def measure(
 ) -> None:  # fmt: skip
     """Sums of squares of rows [first, last): of value minus original in sums[0], of the original in sums[1]."""
     for row in range(first, last):
-        d[6, : 4 * RUN] = 0.0
-        d[7, : 4 * RUN] = 0.0
+        d[:] = 0.0
         for g in range(row * groups_per_row, (row + 1) * groups_per_row, CHUNK):
             groups = min(CHUNK, (row + 1) * groups_per_row - g)
             n = RUN * groups
@@ -162,12 +156,9 @@ def measure(
             for s in range(4):
                 for t in range(n):
                     difference = F64(float_of(b[s, t])) - F64(float_of(o[s, t]))
-                    d[s, t] = difference * difference
-            add_up(groups, d, d[6])
-            for s in range(4):
+                    d[s, t] += difference * difference
                 for t in range(n):
                     value = F64(float_of(o[s, t]))
-                    d[s, t] = value * value
-            add_up(groups, d, d[7])
-        sums[0, row] = total(d[6])
-        sums[1, row] = total(d[7])
+                    d[4 + s, t] += value * value
+        sums[0, row] = fold(d[:4])
+        sums[1, row] = fold(d[4:])

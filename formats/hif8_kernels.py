@@ -13,7 +13,6 @@ from ._kernels import (
     BOOLEAN,
     BYTES,
     DOUBLE_ROWS,
-    DOUBLES,
     F32,
     F64,
     FLOATS,
@@ -37,7 +36,7 @@ from ._kernels import (
 from ._layout import DIVIDE, KEEP
 
 CHUNK: Final = 4096  # elements: the scratch takes 16 KiB
-PLACES: Final = 64  # sums of a row, see `_squares`
+PLACES: Final = 2048  # sums of a row, see `_squares`
 _HALF_MAGNITUDE: Final = np.uint16(0x7FFF)
 _HALF_INFINITY: Final = np.uint16(0x7F80)
 _MAX: Final = np.float32(2.0**15).view(np.uint32)
@@ -57,8 +56,8 @@ def new_halves() -> Any:
 
 
 def new_doubles() -> Any:
-    """A scratch of doubles [CHUNK]."""
-    return np.zeros(CHUNK, np.float64)
+    """A scratch of doubles [2, PLACES]."""
+    return np.zeros((2, PLACES), np.float64)
 
 
 @inlined
@@ -258,20 +257,21 @@ def decode(
 
 
 @inlined
-def add_squares(n: Any, d: Any, sums: Any) -> None:
-    """Squares of a chunk added to the sums of their places, one span of places after the other."""
-    whole = n // PLACES
-    for j in range(whole):
-        for i in range(PLACES):
-            sums[i] += d[PLACES * j + i] * d[PLACES * j + i]
-    for i in range(n - PLACES * whole):
-        sums[i] += d[PLACES * whole + i] * d[PLACES * whole + i]
+def fold(sums: Any) -> Any:
+    """The total of the sums [PLACES] of a row, in the order of `_squares`; they are used up."""
+    n = PLACES
+    while n > 4:
+        n //= 2
+        low, high = sums[:n], sums[n : 2 * n]
+        for i in range(n):
+            low[i] += high[i]
+    return ((sums[0] + sums[1]) + sums[2]) + sums[3]
 
 
 @kernel(
     VOID(
         *(BYTES, FLOATS, FLOATS, INTEGER, FLOATS, INTEGER, INTEGER),
-        *(HALVES, WORDS, BOOLEAN, DOUBLE_ROWS, INTEGER, INTEGER, WORDS, WORDS, DOUBLES),
+        *(HALVES, WORDS, BOOLEAN, DOUBLE_ROWS, INTEGER, INTEGER, WORDS, WORDS, DOUBLE_ROWS),
     )
 )
 def measure(
@@ -279,21 +279,17 @@ def measure(
     narrow: Any, original: Any, wide: bool, sums: Any, first: int, last: int, b: Any, o: Any, d: Any,
 ) -> None:  # fmt: skip
     """Sums of squares of rows [first, last): of value minus original in sums[0], of the original in sums[1]."""
-    places = np.zeros((2, PLACES))
     for row in range(first, last):
-        places[:] = 0.0
-        for column in range(0, columns, CHUNK):
-            n, start = min(CHUNK, columns - column), row * columns + column
+        d[:] = 0.0
+        for column in range(0, columns, PLACES):
+            n, start = min(PLACES, columns - column), row * columns + column
             load_stored(codes, table, scales[row * step], mask, action, start, column, n, b)
             load(narrow, original, wide, False, mask, KEEP, start, column, n, o)
             for i in range(n):
-                d[i] = F64(float_of(b[i])) - F64(float_of(o[i]))
-            add_squares(n, d, places[0])
+                difference = F64(float_of(b[i])) - F64(float_of(o[i]))
+                d[0, i] += difference * difference
             for i in range(n):
-                d[i] = F64(float_of(o[i]))
-            add_squares(n, d, places[1])
+                value = F64(float_of(o[i]))
+                d[1, i] += value * value
         for kind in range(2):
-            total = 0.0
-            for i in range(PLACES):
-                total += places[kind, i]
-            sums[kind, row] = total
+            sums[kind, row] = fold(d[kind])
