@@ -74,6 +74,7 @@ RUNS: Final = types.uint64[::1]
 FLOATS: Final = types.float32[::1]
 WORD_ROWS: Final = types.uint32[:, ::1]
 FLOAT_ROWS: Final = types.float32[:, ::1]
+DOUBLES: Final = types.float64[::1]
 DOUBLE_ROWS: Final = types.float64[:, ::1]
 
 # Arithmetic of two uint32 numbers gives uint64 in numba: results are cut back by `U32(...)`, constants are typed.

@@ -6,6 +6,7 @@ Here, and nowhere else, a failure becomes one line and an exit code.
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -122,4 +123,6 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """Entry point of the `hfq` command."""
+    # Imports make objects that all stay: looking through them again and again takes a sixth of the start.
+    gc.set_threshold(50_000)
     sys.exit(run(sys.argv[1:]))

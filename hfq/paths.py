@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hfq.convert.delta import DOCUMENT, Delta, load_delta
+from hfq.registry.folder import DOCUMENT
+
+if TYPE_CHECKING:
+    from hfq.convert.delta import Delta
 
 __all__ = ["delta_folder", "open_delta"]
 
@@ -28,4 +32,6 @@ def delta_folder(text: str) -> Path:
 
 def open_delta(text: str) -> Delta:
     """Open a DELTA argument; see `delta_folder` and `load_delta` for what it raises."""
+    from hfq.convert.delta import load_delta
+
     return load_delta(delta_folder(text))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hfq.console import BarProgress, emit, format_bytes, format_seconds, json_option
-from hfq.convert.checkpoint import Checkpoint, open_checkpoint
-from hfq.convert.convert import quantize
-from hfq.convert.delta import Delta
-from hfq.convert.delta_inspect import clip_lines, describe_delta, error_lines, routing_lines, short_id
-from hfq.convert.dry_run import dry_run
-from hfq.convert.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from hfq.convert.checkpoint import Checkpoint
+    from hfq.convert.delta import Delta
 
 __all__ = ["convert_command"]
 
@@ -70,6 +68,12 @@ def convert_command(
 
     All cores work; OMP_NUM_THREADS limits them, and the delta does not depend on their number.
     """
+    from hfq.convert.checkpoint import open_checkpoint
+    from hfq.convert.convert import quantize
+    from hfq.convert.delta_inspect import describe_delta
+    from hfq.convert.dry_run import dry_run
+    from hfq.convert.prompts import read_prompts
+
     prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
     with open_checkpoint(model, role=role) as checkpoint:
         if only_plan:
@@ -98,6 +102,8 @@ def convert_command(
 
 
 def _plan_text(planned: dict[str, Any]) -> str:
+    from hfq.convert.delta_inspect import routing_lines
+
     lines = [f"recipe      {planned['recipe']}", *routing_lines(planned["routing"])]
     lines.append(
         f"delta       about {format_bytes(planned['delta_bytes'])} ({format_bytes(planned['base_bytes'])} base)"
@@ -108,6 +114,8 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint, out: Path) -> str:
+    from hfq.convert.delta_inspect import clip_lines, error_lines, routing_lines, short_id
+
     lines = [f"delta       {short_id(delta.id)}  in {out}", f"recipe      {delta.recipe.name}"]
     lines += routing_lines(described["routing"])
     lines += clip_lines(described["clip"])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 import click
 
 from hfq.console import BarProgress, emit, format_bytes, format_seconds, json_option, note
-from hfq.convert.checkpoint import open_checkpoint
-from hfq.convert.delta import Delta
-from hfq.convert.graphs.export import Export, export_onnx
 from hfq.convert.graphs.scope import MODEL, Scope
 from hfq.paths import open_delta
+
+if TYPE_CHECKING:
+    from hfq.convert.delta import Delta
+    from hfq.convert.graphs.export import Export
 
 __all__ = ["export_command"]
 
@@ -72,6 +74,9 @@ def export_onnx_command(
     hfq export onnx delta --base Wan2.2-T2V-A14B --block 0 -o block0.onnx
     hfq verify delta --base Wan2.2-T2V-A14B --onnx block0.onnx
     """
+    from hfq.convert.checkpoint import open_checkpoint
+    from hfq.convert.graphs.export import export_onnx
+
     scope = _scope(site, block, whole)
     with open_delta(delta) as opened, open_checkpoint(base, role=role) as checkpoint:
         chosen = _expert(opened, expert or role)

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from hfq.console import emit, json_option
-from hfq.convert.report_html import render_report
 from hfq.paths import open_delta
 from hfq.schema.atomic import write_file
 from hfq.schema.documents import read_document
@@ -24,6 +23,8 @@ __all__ = ["report_command"]
 @json_option
 def report_command(delta: str, out: str, onnx: str | None, as_json: bool) -> None:
     """Render the errors that were measured while DELTA was made: one HTML file with static plots, no script."""
+    from hfq.convert.report_html import render_report
+
     path = Path(out)
     if path.exists():
         raise OutputExistsError("the output is already there", where=path, todo="choose another name, or remove it")

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hfq.console import BarProgress, emit, json_option, json_text
-from hfq.convert.checkpoint import Checkpoint, open_checkpoint
-from hfq.convert.delta import Delta
-from hfq.convert.delta_inspect import short_id
-from hfq.convert.verify import Verification, verify
 from hfq.paths import open_delta
 from hfq.schema.atomic import write_file
 from hfq.schema.errors import CalibrationBaseError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
     from hfq.convert.calibration import Calibration
+    from hfq.convert.checkpoint import Checkpoint
+    from hfq.convert.delta import Delta
     from hfq.convert.graphs.verify_onnx import OnnxVerification
+    from hfq.convert.verify import Verification
 
 __all__ = ["verify_command"]
 
@@ -59,6 +58,9 @@ def verify_command(
 
     Exit code 0: what the delta says; an inconclusive level is named. 3: another base, role or graph, or other bits.
     """
+    from hfq.convert.checkpoint import open_checkpoint
+    from hfq.convert.verify import verify
+
     path = _checked_out(onnx, calibration, out)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_delta(delta))
@@ -153,6 +155,8 @@ def _report(delta: Delta, verified: list[OnnxVerification]) -> dict[str, Any]:
 
 
 def _lines(result: Verification) -> list[str]:
+    from hfq.convert.delta_inspect import short_id
+
     lines = [f"{short_id(result.delta_id)} restores bit for bit"]
     lines += [
         f"  {name}: {result.tensors[name]} base tensors and {result.sites[name]} quantized linears match, "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,11 @@ def test_a_calibration_says_that_the_experts_are_exchanged(
     assert "[wrong-role]" in capsys.readouterr().err
     assert not (tmp_path / "delta").exists()
     assert not (tmp_path / "delta.partial").exists()
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    # Two seconds of imports before a page of text is what makes a tool feel slow.
+    program = "import sys; from hfq.cli import run; run(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "hfq [OPTIONS]" in done.stdout
+    assert done.stderr.strip() == "False"
