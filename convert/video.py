@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from hfq.schema.atomic import publish_file
 from hfq.schema.errors import MissingDependencyError, OutputExistsError, UsageError
 
 __all__ = ["enlarge", "psnr_db", "read_clip", "refuse_clip", "side_by_side", "write_clip"]
@@ -76,13 +78,12 @@ def write_clip(path: Path, frames: Frames, fps: int) -> None:
         MissingDependencyError
     """
     refuse_clip(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         (_write_gif if path.suffix == ".gif" else _write_mp4)(temporary, frames, fps)
-        temporary.replace(path)
-    except BaseException:
+        publish_file(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_clip(path: Path) -> Frames:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfq.console import BarProgress, note
 from hfq.convert.prompts import Prompt
-from hfq.schema.errors import OutputExistsError
+from hfq.schema.atomic import publish_file
+from hfq.schema.errors import UsageError
 
 if TYPE_CHECKING:
     from hfq.registry.clips.clip_document import ClipDocument
@@ -25,7 +27,8 @@ __all__ = ["ClipMaker", "ClipOutput", "MadeClip"]
 @dataclass(frozen=True, slots=True)
 class ClipOutput:
     """How clips are written: frames per second, enlargement, whether they hold the prompt's text, the key that signs
-    them (None: unsigned), and whether a registry should remember them.
+    them (None: unsigned), whether a registry should remember them, and whether they are some of a folder, whose journal
+    then names each before it appears.
     """
 
     fps: int
@@ -33,11 +36,12 @@ class ClipOutput:
     store_prompt: bool
     key: SigningKey | None
     record: bool
+    journal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MadeClip:
-    """One clip: its file, what it says of itself, whether it is signed and recorded now.
+    """One clip: its file, what it says of itself, whether it is signed and recorded.
 
     `seconds` counts the pipeline alone; None for a clip that was there already.
     """
@@ -72,6 +76,8 @@ class ClipMaker:
         from hfq.convert.prompt_overlap import prompt_line
         from hfq.paths import open_delta
 
+        for prompt in prompts:
+            _check_category(prompt)
         self._given = given
         self.delta = None if delta is None else open_delta(delta)
         if self.delta is not None:
@@ -119,33 +125,31 @@ class ClipMaker:
         seconds = time.perf_counter() - started
         assert frames is not None
         document = self._document(prompt, output)
-        manifest = _write(destination, enlarge(frames, output.zoom), output.fps, document, output.key)
+        manifest = _write(destination, enlarge(frames, output.zoom), document, output)
         recorded = output.record and _record(destination, document, manifest)
         return MadeClip(destination, document, seconds, manifest is not None, recorded)
 
     def keep(self, prompt: Prompt, destination: Path, output: ClipOutput) -> MadeClip:
-        """Take a clip that is there for the one that `make` would make, when it says so itself.
+        """Take a clip that is there for the one that `make` would make. One that no registry recorded is recorded now:
+        the run may have been killed in between.
 
         Raises:
-            OutputExistsError: it does not.
-            what `open_clip` and `read_tag` raise.
+            what `keep_clip` and `Registry.record_clip` raise.
         """
-        from hfq.registry.clips.stream import open_clip
-        from hfq.registry.clips.tag import read_tag
+        from hfq.registry import open_registry
+        from hfq.registry.clips.journal import Picture, keep_clip
 
-        document = self._document(prompt, output)
-        with open_clip(destination) as clip:
-            found = read_tag(clip)
-        # The text of the prompt and the release that made it decide no pixel.
-        if found is None or replace(found, prompt=None, hfq=document.hfq) != replace(document, prompt=None):
-            raise OutputExistsError(
-                "the clip that is there was made otherwise",
-                where=destination,
-                expected=f"{document.variant}, seed {document.seed}, and the same settings",
-                found="a clip that says nothing" if found is None else f"{found.variant}, seed {found.seed}",
-                todo="choose another folder, or remove the clip",
-            )
-        return MadeClip(destination, document, None, signed=False, recorded=False)
+        document, registry = self._document(prompt, output), open_registry()
+        width, height = (size * output.zoom for size in (self.settings.width, self.settings.height))
+        # As it is written: yuv420p halves the colour planes, so that an odd size gets one row or column more.
+        picture = Picture(width + width % 2, height + height % 2, self.settings.frames, Fraction(output.fps))
+
+        def is_registered(file_sha256: str) -> bool:
+            return document.variant in registry.variants_of_file(file_sha256)
+
+        kept = keep_clip(destination, document, picture, is_registered)
+        recorded = is_registered(kept.file_sha256) or (output.record and _record(destination, kept.document, None))
+        return MadeClip(destination, kept.document, None, kept.signed, recorded)
 
     def _document(self, prompt: Prompt, output: ClipOutput) -> ClipDocument:
         from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
@@ -173,6 +177,7 @@ class ClipMaker:
             seed=self.settings.seed,
             settings=settings,
             expert_steps=self._expert_steps,
+            category=prompt.category,
         )
 
     def unused_clips(self) -> list[tuple[str, str, int]]:
@@ -194,18 +199,36 @@ class ClipMaker:
         )
 
 
-def _write(destination: Path, frames: Any, fps: int, made_by: ClipDocument, key: SigningKey | None) -> bytes | None:
+def _check_category(prompt: Prompt) -> None:
+    """Before any work: a clip that cannot say its category would be generated in vain."""
+    from hfq.registry.clips.clip_document import MAX_CATEGORY
+
+    if prompt.category is not None and len(prompt.category) > MAX_CATEGORY:
+        raise UsageError(
+            "a category that is too long for a clip", where=prompt.label, expected=f"at most {MAX_CATEGORY} characters",
+            found=len(prompt.category),
+        )  # fmt: skip
+
+
+def _write(destination: Path, frames: Any, made_by: ClipDocument, output: ClipOutput) -> bytes | None:
     """Write the clip, with what it says of itself where the container can hold that; returns the signed manifest."""
     from hfq.convert.video import write_clip
+    from hfq.registry.clips.journal import journal_clip
     from hfq.registry.clips.stamp import stamp_clip
+    from hfq.registry.clips.stream import open_clip
 
     if destination.suffix != ".mp4":
-        write_clip(destination, frames, fps)
+        write_clip(destination, frames, output.fps)
         return None
     with tempfile.TemporaryDirectory(prefix=".hfq-clip-", dir=destination.parent) as folder:
         plain = Path(folder) / "clip.mp4"
-        write_clip(plain, frames, fps)
-        return stamp_clip(plain, destination, made_by, key).manifest
+        write_clip(plain, frames, output.fps)
+        stamped = stamp_clip(plain, Path(folder) / "stamped.mp4", made_by, output.key)
+        if output.journal:
+            with open_clip(stamped.path) as clip:
+                journal_clip(destination.parent, destination.name, clip.file_sha256())
+        publish_file(stamped.path, destination)
+        return stamped.manifest
 
 
 def _record(destination: Path, made_by: ClipDocument, manifest: bytes | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from hfq.demo_steps import Steps
 
-__all__ = ["CLIP_PROMPTS", "audit_clips", "gate_clips", "make_clips"]
+__all__ = ["CLIP_PROMPTS", "audit_clips", "gate_clips", "make_clips", "psnr_text"]
 
 # Not among the calibration prompts: clips of those would flatter the recipe.
 CLIP_PROMPTS: Final = (
@@ -40,12 +41,25 @@ def make_clips(steps: Steps) -> dict[str, Any]:
         "... and from the delta on top of it, the same prompts and seed",
         "generate", "--base", "tiny-wan", "--delta", "tiny@demo", *common, "-o", "hif4",
     )  # fmt: skip
-    bf16, hif4 = read_clip(Path("bf16/001.mp4")), read_clip(Path("hif4/001.mp4"))
+    names = [f"{number:03}.mp4" for number in range(1, len(CLIP_PROMPTS) + 1)]
+    pairs = {name: (read_clip(Path("bf16") / name), read_clip(Path("hif4") / name)) for name in names}
+    bf16, hif4 = pairs[names[0]]
     write_clip(Path("side-by-side.gif"), side_by_side([("BF16", bf16), ("HiFloat4 W4A4", hif4)]), FPS)
-    psnr = psnr_db(bf16, hif4)
+    psnr = {name: psnr_db(left, right) for name, (left, right) in pairs.items()}
+    document = {
+        "psnr_db": sum(psnr.values()) / len(psnr),
+        "psnr_db_of_clips": psnr,
+        "side_by_side": "side-by-side.gif",
+    }
     signed = "signed and recorded" if made["clips"][0]["signed"] else "recorded"
-    steps.result(f"hif4/001.mp4 and three more, {signed}; {psnr:.1f} dB PSNR to the BF16 clip")
-    return {"psnr_db": psnr, "side_by_side": "side-by-side.gif"}
+    steps.result(f"hif4/{names[0]} to hif4/{names[-1]}, {signed}; {psnr_text(document)} to the BF16 clips")
+    return document
+
+
+def psnr_text(document: Mapping[str, Any]) -> str:
+    """PSNR of all clips: the mean, and from the worst to the best."""
+    found = document["psnr_db_of_clips"].values()
+    return f"{document['psnr_db']:.1f} dB PSNR on average ({min(found):.1f} to {max(found):.1f})"
 
 
 def audit_clips(steps: Steps) -> dict[str, str]:
@@ -90,7 +104,8 @@ def gate_clips(steps: Steps) -> dict[str, bool]:
         )
         passed[workload] = found["passed"]
         told = found["checks"] if found["passed"] else [check for check in found["checks"] if not check["passed"]]
-        steps.result(f"{'passes' if found['passed'] else 'fails'}: {told[-1]['text']}")
+        verdict = f"{'passes' if found['passed'] else 'fails'}: {told[-1]['text']}"
+        steps.result(f"{verdict}  (exit code {exit_code})")
     return passed
 
 

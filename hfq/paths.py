@@ -5,22 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfq.console import note
+from hfq.registry.arguments import given
 from hfq.registry.folder import DOCUMENT
+from hfq.registry.status import NO_REGISTRY
 
 if TYPE_CHECKING:
     from hfq.convert.delta import Delta
+    from hfq.registry import Registry
 
-__all__ = ["delta_folder", "open_delta"]
+__all__ = ["delta_folder", "note_absence", "open_delta"]
 
 
 def delta_folder(text: str) -> Path:
     """The folder of a delta; what is no folder here is looked up in the registry.
 
     Raises:
+        UsageError: an empty argument.
         UnknownIdError, AmbiguousIdError: neither a folder nor a known id or alias.
         FolderGoneError: registered, and its folder is not there any more.
     """
-    path = Path(text)
+    path = Path(given(text))
     if path.is_dir():
         return path
     if path.is_file() and path.name == DOCUMENT:
@@ -28,6 +33,12 @@ def delta_folder(text: str) -> Path:
     import hfq
 
     return Path(hfq.open_registry().locate(text))
+
+
+def note_absence(registry: Registry) -> None:
+    """Say on stderr where a registry would be, when there is none: an empty answer is none about deltas."""
+    if not registry.is_there:
+        note(f"{registry.path}: {NO_REGISTRY}")
 
 
 def open_delta(text: str) -> Delta:

@@ -24,7 +24,10 @@ _BATCH: Final = 500
 def check_scores(session: Session) -> Iterator[Finding]:
     """Every score against its videos, the order of imports and the base of its variant."""
     rows = session.scalars(
-        sa.select(Score).options(joinedload(Score.settings)).order_by(Score.key).execution_options(yield_per=_BATCH)
+        sa.select(Score)
+        .options(joinedload(Score.settings), joinedload(Score.clips))
+        .order_by(Score.key)
+        .execution_options(yield_per=_BATCH)
     )
     for row in rows:
         yield from _content(session, row)
@@ -54,7 +57,8 @@ def _content(session: Session, row: Score) -> Iterator[Finding]:
     where = _name(row)
     try:
         stored = stored_score(session, row)
-        digest = score_id(Variant(row.variant_kind, row.variant_id), stored.scores, stored.settings, row.source_sha256)
+        variant = Variant(row.variant_kind, row.variant_id)
+        digest = score_id(variant, stored.scores, stored.settings, row.source_sha256, stored.origin)
     except (HfqError, ValueError) as error:
         yield Finding("score-changed", where, f"cannot be read back: {error}", 3)
         return

@@ -5,7 +5,7 @@ What counts and what it means is decided in `scores/`; here the rows are brought
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from .models import Base, BaseExpert, Delta
 from .prompts import Seen, describe_overlap, seen_by_deltas
 from .score_store import StoredScore, read_measurements, read_reviews, read_scores, scored_deltas
 from .scores.gate import Evidence, GateResult, evaluate
+from .scores.origin import ClipOrigin
 from .scores.paired import Comparison, Pairs, compare, pair_scores
 from .scores.policy import Policy, Workload
 from .scores.routing import Candidate, Route, route
-from .scores.settings import SettingDifference, compare_settings
-from .scores.values import Measurement, ReviewCounts, count_reviews
+from .scores.settings import SettingDifference, compare_settings, sort_differences
+from .scores.values import Measurement, MetricScores, ReviewCounts, count_reviews, set_labels, set_name
 from .text import display_id
 
 __all__ = [
@@ -61,21 +62,29 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Metrics that both variants have, with the differences of their settings; `left_out` says why others are not."""
+    """Metrics that both variants have, with the differences of their settings; `left_out` says why others are not.
+
+    `origins`: what is known of measured clips that are not all registered, one line each.
+    """
 
     comparisons: tuple[Comparison, ...]
     settings: tuple[SettingDifference, ...]
     left_out: tuple[str, ...]
+    origins: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """A gate's result and, per suite and metric, which of the scored prompts were seen before."""
+    """A gate's result and, per suite, metric and prompt set, which of the scored prompts were seen before.
+
+    `origins`: what is known of measured clips that are not all registered, one line each; among the notes as well.
+    """
 
     delta_id: str
     base_id: str
     result: GateResult
     overlap: dict[str, str]
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ def compare_variants(session: Session, first: Variant, second: Variant) -> Compa
     Raises:
         NotComparableError: there is none.
     """
-    paired = _pair_all(read_scores(session, first.id), read_scores(session, second.id), str(second))
+    paired = _pair_all(read_scores(session, first.id), read_scores(session, second.id), str(first), str(second))
     if not paired.pairs:
         raise NotComparableError(
             "nothing to compare",
@@ -141,45 +150,69 @@ def compare_variants(session: Session, first: Variant, second: Variant) -> Compa
             found="; ".join(paired.left_out) or f"{first} has no score",
             todo="`hfq score import` or `hfq score measure` both, on the same prompts",
         )
-    order = ("decisive", "unknown", "minor")
-    ranked = sorted(paired.settings.values(), key=lambda found: (order.index(found.kind), found.name))
-    return Compared(tuple(compare(pairs) for pairs in paired.pairs), tuple(ranked), tuple(paired.left_out))
+    comparisons = tuple(compare(pairs) for pairs in paired.pairs)
+    return Compared(comparisons, paired.differences(), tuple(paired.left_out), paired.origin_lines())
 
 
 @dataclass(slots=True)
 class _Paired:
-    """Metrics that two variants have, why others are left out, and how the settings of the two differ, by words."""
+    """Metrics that two variants have, and why others are left out.
+
+    `settings`: how the sides' settings differ, each with the labels of the metrics it concerns. `origins`: what is
+    known of measured clips, by side and text, likewise.
+    """
 
     pairs: list[Pairs] = field(default_factory=list)
-    settings: dict[str, SettingDifference] = field(default_factory=dict)
+    settings: dict[SettingDifference, list[str]] = field(default_factory=dict)
+    origins: dict[tuple[str, ClipOrigin], list[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
+    def differences(self) -> tuple[SettingDifference, ...]:
+        """Each difference once; it names its metrics where it is not of all."""
+        found = (
+            one if len(labels) == len(self.pairs) else replace(one, metrics=tuple(labels))
+            for one, labels in self.settings.items()
+        )
+        return sort_differences(sorted(found, key=lambda one: one.name))
 
-def _pair_all(ours: Iterable[StoredScore], theirs: Sequence[StoredScore], other: str) -> _Paired:
-    """Pair every metric of one variant with the same of `other`, video by video."""
+    def origin_lines(self) -> tuple[str, ...]:
+        """Doubts about whose the clips are."""
+        return tuple(
+            f"{', '.join(labels)}, {side}: {origin}"
+            for (side, origin), labels in self.origins.items()
+            if origin.is_doubtful
+        )
+
+
+def _pair_all(ours: Sequence[StoredScore], theirs: Sequence[StoredScore], one: str, other: str) -> _Paired:
+    """Pair every metric of variant `one` with the same of `other`, video by video. Prompt sets are never mixed."""
     found = _Paired()
+    labels = set_labels(stored.scores.prompt_set for stored in (*ours, *theirs))
     for mine in ours:
-        name = f"{mine.scores.metric_suite} {mine.scores.metric}"
-        counterpart = _counterpart(mine, theirs)
+        name = _name(mine.scores)
+        label = f"{name}{labels[mine.scores.prompt_set]}"
+        same = [stored for stored in theirs if _name(stored.scores) == name]
+        counterpart = next((stored for stored in same if stored.scores.prompt_set == mine.scores.prompt_set), None)
         if counterpart is None:
-            found.left_out.append(f"{name}: {other} has none")
+            sets = ", ".join(set_name(stored.scores.prompt_set) for stored in same)
+            missing = f"none on {set_name(mine.scores.prompt_set)}, only on {sets}: name it with --prompt-set"
+            found.left_out.append(f"{label}: {other} has {missing if same else 'none'}")
             continue
         try:
             found.pairs.append(pair_scores(mine.scores, counterpart.scores))
         except NotComparableError as error:
-            found.left_out.append(f"{name}: {error.what}")
+            found.left_out.append(f"{label}: {error.what}")
             continue
-        found.settings |= {str(one): one for one in compare_settings(mine.settings, counterpart.settings)}
+        for difference in compare_settings(mine.settings, counterpart.settings):
+            found.settings.setdefault(difference, []).append(label)
+        for side, stored in ((one, mine), (other, counterpart)):
+            if stored.origin is not None:
+                found.origins.setdefault((side, stored.origin), []).append(label)
     return found
 
 
-def _counterpart(ours: StoredScore, theirs: Iterable[StoredScore]) -> StoredScore | None:
-    """The same metric of the same suite on the same prompt set, else on one that nobody named."""
-    mine = ours.scores
-    same = [one for one in theirs if (one.scores.metric_suite, one.scores.metric) == (mine.metric_suite, mine.metric)]
-    exact = [one for one in same if one.scores.prompt_set == mine.prompt_set]
-    open_sets = [one for one in same if None in (one.scores.prompt_set, mine.prompt_set)]
-    return next(iter([*exact, *open_sets]), None)
+def _name(scores: MetricScores) -> str:
+    return f"{scores.metric_suite} {scores.metric}"
 
 
 def gate_delta(
@@ -200,10 +233,11 @@ def _judge(
     base_id = _delta(session, delta_id).base.id
     seen = seen_by_deltas(session, [delta_id])[delta_id]
     scores = read_scores(session, delta_id, metrics)
-    paired = _pair_all(scores, read_scores(session, base_id, metrics), "the base")
-    notes = paired.left_out
+    paired = _pair_all(scores, read_scores(session, base_id, metrics), "the variant", "the base")
+    notes = [*paired.left_out, *paired.origin_lines()]
+    labels = set_labels(one.scores.prompt_set for one in scores)
     overlap = {
-        f"{one.scores.metric_suite} {one.scores.metric}": describe_overlap(
+        f"{_name(one.scores)}{labels[one.scores.prompt_set]}": describe_overlap(
             [video.prompt_sha256 for video in one.scores.videos], seen
         )
         for one in scores
@@ -211,11 +245,12 @@ def _judge(
     stems = dict.fromkeys(video.stem for one in scores for video in one.scores.videos)
     outcomes = read_reviews(session, delta_id)
     review = count_reviews(outcomes, stems) if outcomes else None
-    evidence = Evidence(paired.pairs, tuple(paired.settings.values()), seen.all, review)
+    evidence = Evidence(paired.pairs, paired.differences(), seen.all, review)
     result = evaluate(policy, workload, evidence, content_class=content_class)
     if seen.selection is None and policy.workload(workload).held_out:
         notes.append("selection prompts not known: overlap with them cannot be ruled out")
-    return Gated(delta_id, base_id, replace(result, notes=(*result.notes, *notes)), overlap), review
+    noted = replace(result, notes=(*result.notes, *notes))
+    return Gated(delta_id, base_id, noted, overlap, paired.origin_lines()), review
 
 
 def route_base(session: Session, policy: Policy, workload: str, base_id: str, demand: Demand) -> Routed:

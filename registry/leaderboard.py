@@ -35,7 +35,8 @@ LEADERS: Final = 20
 class Ranked:
     """A row. `rank` and `overlap` (scored prompts that it was calibrated or selected on) are None for the base.
 
-    `settings`: differences from the reference that do not decide, and decisive settings that one side does not record.
+    `settings`: differences from the reference that do not decide, and decisive settings that one side alone records:
+    nobody knows whether such a mean may be ranked, and a gate does not pass it.
     """
 
     rank: int | None

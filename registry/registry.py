@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
-from hfq.schema.documents import read_document
-from hfq.schema.errors import ContradictedClaimError, FolderGoneError, MissingPathError, UnknownIdError, UsageError
+from hfq.schema.errors import FolderGoneError, UnknownIdError, UsageError
 
 from .address import find_address
 from .aliases import AliasChange, check_alias, list_aliases, remove_alias, set_alias
+from .arguments import existing_folder, given, id_in_folder
 from .check import Finding, check_database
-from .clips.clip_document import ClipDocument, Variant
-from .clips.evidence import gather_evidence
-from .clips.ladder import Audit, judge
-from .clips.store import RecordedClip, RegisteredClips, record_clip
-from .clips.stream import open_clip
+from .clips.clip_document import Variant
+from .clips.registry import ClipRegistry
 from .database import Database
+from .evaluation import Evaluation, read_evaluation
 from .events import events_of, record_event
-from .folder import DOCUMENT, DeltaFacts, claims_id, read_delta_folder
+from .folder import DeltaFacts, claims_id, read_delta_folder
 from .hub_store import DeltaPlace, OnHub, store_copy, store_on_hub
 from .judging import (
     Compared,
@@ -44,7 +43,7 @@ from .score_sources import ScoreFiles
 from .score_store import StoredScore, read_scores, store_measurement, store_reviews, store_scores
 from .scores.policy import Policy
 from .scores.values import Measurement, ReviewOutcome, SettingValue
-from .status import Status, read_status
+from .status import NO_REGISTRY, Status, read_status
 from .store import Registration, store_delta
 from .text import display_id
 
@@ -62,7 +61,7 @@ def open_registry(url: str | os.PathLike[str] | None = None) -> Registry:
     return Registry(Database(find_address(url)))
 
 
-class Registry:
+class Registry(ClipRegistry):
     """Deltas and where they come from. Safe to share between threads and across forks: no connection is kept open.
 
     Every method may raise NotARegistryError, RegistryDamagedError, RegistryVersionError, RegistryBusyError or
@@ -85,6 +84,11 @@ class Registry:
         """The database file, which need not exist yet."""
         return self.database.path
 
+    @property
+    def is_there(self) -> bool:
+        """Whether anything was ever registered: a file with tables, of whatever revision."""
+        return self.database.revision() is not None
+
     def register(self, delta_folder: str | os.PathLike[str], *, aliases: Iterable[str] = ()) -> str:
         """Verify a delta's folder, remember it, and return the delta's id (64 hex digits). Twice is the same row.
 
@@ -104,7 +108,7 @@ class Registry:
     ) -> Registration:
         """`register`, and say what was new; `ask_hub` says what the Hub confirms, before anything is written."""
         names = tuple(check_alias(name) for name in aliases)
-        facts = read_delta_folder(delta_folder)
+        facts = read_delta_folder(given(delta_folder))
         on_hub = ask_hub(facts) if ask_hub is not None else OnHub()
         with self.database.writing() as session:
             registration = store_delta(session, facts, names)
@@ -117,7 +121,7 @@ class Registry:
         Raises:
             UnknownIdError, AmbiguousIdError
         """
-        with self.database.reading() as session:
+        with self._asked() as session:
             return resolve(session, text)
 
     def get(self, text: str) -> DeltaRecord:
@@ -126,7 +130,7 @@ class Registry:
         Raises:
             UnknownIdError, AmbiguousIdError
         """
-        with self.database.reading() as session:
+        with self._asked() as session:
             return _read(session, text)
 
     def lineage(self, text: str) -> Lineage:
@@ -135,7 +139,7 @@ class Registry:
         Raises:
             UnknownIdError, AmbiguousIdError
         """
-        with self.database.reading() as session:
+        with self._asked() as session:
             return read_lineage(session, _read(session, text))
 
     def list(self, filters: Filters | None = None, *, limit: int | None = None) -> tuple[tuple[DeltaSummary, ...], int]:
@@ -168,26 +172,19 @@ class Registry:
         """The folder that a DELTA argument means: an existing folder as it is, else an id or an alias.
 
         Raises:
+            UsageError: an empty argument.
             MissingPathError: it is written like a path and there is nothing.
             UnknownIdError, AmbiguousIdError, FolderGoneError
         """
-        path = Path(argument).expanduser()
-        if path.is_dir():
-            return path
-        text = os.fspath(argument)
-        if path.exists() or os.sep in text or text.startswith((".", "~")):
-            raise MissingPathError("no such folder", where=text, expected="a delta's folder, its id or an alias")
-        return self.folder(text)
+        return existing_folder(argument) or self.folder(os.fspath(argument))
 
     def identify(self, argument: str | os.PathLike[str]) -> str:
         """The id of a registered delta from a DELTA argument: a folder, an id or an alias.
 
         Raises:
-            UnknownIdError, AmbiguousIdError, and what `hfq.schema.documents.read_document` raises for a folder.
+            UnknownIdError, AmbiguousIdError, and what `id_in_folder` raises.
         """
-        path = Path(argument).expanduser()
-        text = os.fspath(argument)
-        return self.resolve(read_document(path / DOCUMENT, "ptq-state")["id"] if path.is_dir() else text)
+        return self.resolve(id_in_folder(argument))
 
     def set_alias(self, name: str, argument: str | os.PathLike[str]) -> AliasChange:
         """Let `name` mean a delta (a folder, an id or an alias), also when it meant another before.
@@ -229,66 +226,6 @@ class Registry:
             if place is not None:
                 store_copy(session, delta_id, place, kind)
 
-    def record_clip(
-        self,
-        clip: str | os.PathLike[str],
-        document: ClipDocument,
-        *,
-        manifest: bytes | None = None,
-        signed: bool = False,
-    ) -> RecordedClip:
-        """Remember a clip and what made it. Twice is the same row.
-
-        Args:
-            clip: an MP4, MOV or Matroska file; read once.
-            document: which variant made it, and how.
-            manifest: the bytes of the manifest that it was signed with.
-            signed: whether that manifest was made, or found trusted, now.
-
-        Raises:
-            UnknownIdError: the delta is not registered.
-            NotAClipError, ClipStreamError: no clip, or one that does not decode.
-        """
-        if document.delta is not None:
-            self.resolve(document.delta)
-        evidence = gather_evidence(clip)
-        with self.database.writing() as session:
-            return record_clip(session, evidence, document, name=Path(clip).name, manifest=manifest, signed=signed)
-
-    def refuse_contradicted(self, clip: str | os.PathLike[str], document: ClipDocument) -> None:
-        """Check that nothing contradicts what somebody says of a clip: its frames are not registered as another's.
-
-        Raises:
-            ContradictedClaimError
-            NotAClipError, ClipStreamError: no clip, or one that does not decode.
-        """
-        with open_clip(clip) as opened:
-            digest = opened.stream_facts().digest
-        with self.database.reading() as session:
-            known = {entry.variant for entry in RegisteredClips(session).by_stream(digest)}
-        if known and document.variant not in known:
-            raise ContradictedClaimError(
-                "these frames are registered as made by another variant",
-                where=clip,
-                expected=" or ".join(sorted(map(str, known))),
-                found=document.variant,
-                todo="`hfq audit CLIP` shows the evidence",
-            )
-
-    def audit(self, clip: str | os.PathLike[str], *, anchors_pem: str = "") -> Audit:
-        """Which variant made a clip, with every rung of the evidence ladder; nothing is written and nobody asked.
-
-        Args:
-            clip: an MP4, MOV or Matroska file.
-            anchors_pem: certificates of the authorities whose signatures count; see `hfq.registry.clips.keys`.
-
-        Raises:
-            NotAClipError, ClipStreamError: no clip, or one that does not decode.
-        """
-        evidence = gather_evidence(clip, anchors_pem)
-        with self.database.reading() as session:
-            return judge(evidence, RegisteredClips(session))
-
     def variant(self, argument: str | os.PathLike[str] | None, *, of_base: bool = False) -> Variant:
         """The delta that a DELTA argument means, or with `of_base` its base; `base:` and digits name a base directly.
 
@@ -315,7 +252,7 @@ class Registry:
     def import_scores(self, variant: Variant, found: ScoreFiles, settings: Mapping[str, SettingValue]) -> int:
         """Remember the metrics of one import, and return how many were new: the same import twice is the same rows."""
         with self.database.writing() as session:
-            return store_scores(session, variant, found.scores, settings, found.sha256)
+            return store_scores(session, variant, found.scores, settings, found.sha256, found.origin)
 
     def add_measurement(self, variant: Variant, measurement: Measurement) -> bool:
         """Remember what running a variant took; False where it repeats the last one."""
@@ -331,6 +268,15 @@ class Registry:
         """The scores that count of a variant, and the prompts that it was made with; None for a base: with none."""
         with self.database.reading() as session:
             return read_scores(session, variant.id), seen_prompts(session, variant)
+
+    def evaluation(self, variant: Variant) -> Evaluation:
+        """Everything that was measured of a variant: scores, those of its base, costs, reviews.
+
+        Raises:
+            UnknownIdError: the delta is not registered.
+        """
+        with self.database.reading() as session:
+            return read_evaluation(session, variant)
 
     def leaderboard(
         self,
@@ -388,6 +334,17 @@ class Registry:
     def check(self) -> tuple[Finding, ...]:
         """Everything that is not as it was written; empty when all is well. Reads every registered folder."""
         return tuple(check_database(self.database))
+
+    @contextmanager
+    def _asked(self) -> Iterator[Session]:
+        """A session to look a delta up in; whoever finds none is told where none could be."""
+        try:
+            with self.database.reading() as session:
+                yield session
+        except UnknownIdError as error:
+            if self.database.revision() is not None:
+                raise
+            raise UnknownIdError(error.what, where=self.path, found=error.found, todo=NO_REGISTRY) from None
 
 
 def _read(session: Session, text: str) -> DeltaRecord:

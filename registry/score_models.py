@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from .models import Table
 
-__all__ = ["Measured", "Review", "Score", "ScoreSettings", "ScoreVideo", "Table"]
+__all__ = ["Measured", "Review", "Score", "ScoreClips", "ScoreSettings", "ScoreVideo", "Table"]
 
 _Key = BigInteger().with_variant(Integer(), "sqlite")  # as in models.py
 _Digest = String(64)
@@ -63,6 +63,19 @@ class Score(Table):
     superseded_by: Mapped[int | None] = mapped_column(_Key, ForeignKey("score.key"))
     imported_at: Mapped[str] = mapped_column(String(32))
     settings: Mapped[ScoreSettings] = relationship()
+    clips: Mapped[ScoreClips | None] = relationship()
+
+
+class ScoreClips(Table):
+    """Whose the clips of a measured score are; see `scores.origin.ClipOrigin`. Scores of other suites have no row."""
+
+    __tablename__ = "score_clips"
+    score_key: Mapped[int] = mapped_column(_Key, ForeignKey("score.key", ondelete="CASCADE"), primary_key=True)
+    clips: Mapped[int] = mapped_column(Integer)
+    claimed: Mapped[int] = mapped_column(Integer)
+    registered: Mapped[int] = mapped_column(Integer)
+    unknown: Mapped[int] = mapped_column(Integer)
+    identical: Mapped[int] = mapped_column(Integer)
 
 
 class ScoreVideo(Table):

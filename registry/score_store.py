@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -20,7 +20,8 @@ from hfq.schema.errors import UsageError
 from .clips.clip_document import Variant
 from .events import record_event, utc_now
 from .models import Base, Delta
-from .score_models import Measured, Review, Score, ScoreSettings, ScoreVideo
+from .score_models import Measured, Review, Score, ScoreClips, ScoreSettings, ScoreVideo
+from .scores.origin import ClipOrigin
 from .scores.values import (
     Direction,
     Kernels,
@@ -55,29 +56,41 @@ _ROWS = 5000
 
 @dataclass(frozen=True, slots=True)
 class StoredScore:
-    """A score as it was imported. `settings`: how the clips were generated, as far as it was recorded."""
+    """A score as it was imported.
+
+    Args:
+        settings: how the clips were generated, as far as it was recorded.
+        origin: whose the clips are; None where another program scored them.
+    """
 
     scores: MetricScores
     settings: Settings
     source_sha256: str
     imported_at: str
+    origin: ClipOrigin | None = None
 
 
 def store_scores(
-    session: Session, variant: Variant, scores: Sequence[MetricScores], settings: Settings, source_sha256: str
+    session: Session,
+    variant: Variant,
+    scores: Sequence[MetricScores],
+    settings: Settings,
+    source_sha256: str,
+    origin: ClipOrigin | None = None,
 ) -> int:
     """Write the metrics of one import and return how many were new; the caller holds the write lock.
 
     Args:
         settings: of the generation: guidance, steps, shift, frames and the like.
         source_sha256: hex SHA-256 of what was read.
+        origin: whose the clips are, where they were measured here.
 
     Raises:
         UsageError: a setting or a name that JSON does not have.
     """
     new = 0
     for metric in scores:
-        digest = score_id(variant, metric, settings, source_sha256)
+        digest = score_id(variant, metric, settings, source_sha256, origin)
         if session.scalar(sa.select(Score.key).where(Score.id == digest)) is not None:
             continue
         row = Score(
@@ -113,6 +126,8 @@ def store_scores(
             .values(superseded_by=row.key),
             execution_options={"synchronize_session": False},
         )
+        if origin is not None:
+            session.add(ScoreClips(score_key=row.key, **asdict(origin)))
         videos = _video_rows(row.key, metric)
         for start in range(0, len(videos), _ROWS):
             session.execute(sa.insert(ScoreVideo), videos[start : start + _ROWS])
@@ -123,7 +138,9 @@ def store_scores(
     return new
 
 
-def score_id(variant: Variant, metric: MetricScores, settings: Settings, source_sha256: str) -> str:
+def score_id(
+    variant: Variant, metric: MetricScores, settings: Settings, source_sha256: str, origin: ClipOrigin | None = None
+) -> str:
     """The SHA-256 over everything that an import says of a metric.
 
     Raises:
@@ -142,6 +159,7 @@ def score_id(variant: Variant, metric: MetricScores, settings: Settings, source_
                 "unscored": list(metric.unscored),
                 "settings": dict(settings),
                 "source": source_sha256,
+                **({} if origin is None else {"origin": asdict(origin)}),
             }
         )
     )
@@ -210,7 +228,7 @@ def read_scores(
         sa.select(Score)
         .where(Score.key.in_(last))
         .order_by(Score.metric_suite, Score.metric, Score.prompt_set)
-        .options(joinedload(Score.settings))
+        .options(joinedload(Score.settings), joinedload(Score.clips))
     )
     return tuple(stored_score(session, row) for row in rows)
 
@@ -234,7 +252,10 @@ def stored_score(session: Session, row: Score) -> StoredScore:
         ),
         unscored=tuple(line.stem for line in found if line.value is None),
     )
-    return StoredScore(scores, json.loads(row.settings.document), row.source_sha256, row.imported_at)
+    origin = None
+    if (known := row.clips) is not None:
+        origin = ClipOrigin(known.clips, known.claimed, known.registered, known.unknown, known.identical)
+    return StoredScore(scores, json.loads(row.settings.document), row.source_sha256, row.imported_at, origin)
 
 
 def scored_deltas(session: Session, base_id: str, metrics: Iterable[tuple[str, str]]) -> tuple[str, ...]:
@@ -282,7 +303,11 @@ def store_measurement(session: Session, variant: Variant, measurement: Measureme
             recorded_at=utc_now(),
         )
     )
-    _record(session, "measured", variant, quantity=measurement.quantity, value=f"{measurement.value:g}")
+    value = f"{measurement.value:g} {measurement.unit}"
+    _record(
+        session, "measured", variant,
+        quantity=measurement.quantity, value=value, device=measurement.device, kernels=measurement.kernels,
+    )  # fmt: skip
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -13,7 +14,9 @@ from .database import Database
 from .models import Alias, Base, Calibration, Clip, Delta, Event, Recipe
 from .score_models import Score
 
-__all__ = ["Status", "read_status"]
+__all__ = ["NO_REGISTRY", "Status", "read_status"]
+
+NO_REGISTRY: Final = "there is no registry yet: `hfq register DELTA` makes one, HFQ_REGISTRY names another"
 
 
 @dataclass(frozen=True, slots=True)

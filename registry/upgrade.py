@@ -53,9 +53,10 @@ def upgrade(database: Database, to_revision: str = HEAD) -> Upgrade:
         RegistryVersionError: the registry was written by a newer release.
         NotARegistryError, RegistryReadOnlyError, RegistryBusyError, MissingPathError
     """
-    database.exists()
-    database.make_file()
     path = database.path
+    if database.exists() and database.revision() == to_revision:  # looked at without writing: it may be read-only
+        return Upgrade(path, to_revision, to_revision, None)
+    database.make_file()
     engine = sa.create_engine(
         "sqlite://", creator=lambda: connect_for_writing(path, foreign_keys=False), poolclass=NullPool
     )

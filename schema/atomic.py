@@ -10,7 +10,15 @@ from typing import BinaryIO
 
 from hfq.schema.errors import OutputExistsError, UsageError
 
-__all__ = ["atomic_file", "fsync_folder", "partial_of", "publish_folder", "refuse_existing", "write_file"]
+__all__ = [
+    "atomic_file",
+    "fsync_folder",
+    "partial_of",
+    "publish_file",
+    "publish_folder",
+    "refuse_existing",
+    "write_file",
+]
 
 
 def fsync_folder(folder: Path) -> None:
@@ -66,6 +74,26 @@ def refuse_existing(out: Path, *, resume: bool) -> Path:
             "unfinished work is already there", where=partial, todo="continue it with --resume, or remove it"
         )
     return partial
+
+
+def publish_file(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, unless something has that name: of two writers at once one gets it.
+
+    Raises:
+        OutputExistsError: something of that name is there.
+    """
+    exists = OutputExistsError("the output is already there", where=path, todo="choose another name, or remove it")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise exists from None
+    except OSError:  # a file system without hard links: looked at first, and then renamed
+        if path.exists() or path.is_symlink():
+            raise exists from None
+        os.rename(temporary, path)
+    else:
+        temporary.unlink()
+    fsync_folder(path.parent)
 
 
 def publish_folder(partial: Path, out: Path) -> None:

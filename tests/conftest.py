@@ -22,6 +22,7 @@ def no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HFQ_REGISTRY", str(home / "registry.sqlite"))
         patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+        patch.delenv("HFQ_CONFIG", raising=False)
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         yield
 

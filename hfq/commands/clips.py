@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hfq.console import emit, json_option, note
+from hfq.paths import note_absence
 from hfq.registry import open_registry
-from hfq.schema.errors import UsageError
+from hfq.schema.errors import HfqError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from hfq.registry.clips.keys import SigningKey
@@ -23,8 +24,12 @@ _SETTING = "NAME=VALUE"
 def signing_options(command: Any) -> Any:
     """`--sign`, `--key` and `--certificates`, for every command that writes clips."""
     for option in (
-        click.option("--certificates", type=click.Path(), help="PEM chain of --key, the signing certificate first."),
-        click.option("--key", type=click.Path(), help="Private key (PEM) to sign with, in place of the local one."),
+        click.option(
+            "--certificates", type=click.Path(readable=False), help="PEM chain of --key, the signing certificate first."
+        ),
+        click.option(
+            "--key", type=click.Path(readable=False), help="Private key (PEM) to sign with, in place of the local one."
+        ),
         click.option("--sign/--no-sign", default=None, help="Sign the clip (default: when there is a local key)."),
     ):
         command = option(command)
@@ -75,7 +80,7 @@ def _number(text: str) -> str | int | float:
 
 
 @click.command("stamp")
-@click.argument("clip", type=click.Path())
+@click.argument("clip", type=click.Path(readable=False))
 @click.option("--variant", required=True, metavar="DELTA", help="The registered delta that made it.")
 @click.option("--prompt", help="What it was made from; its hash is stored.")
 @click.option("--store-prompt", is_flag=True, help="Store the prompt's text, too.")
@@ -139,7 +144,7 @@ def stamp_command(
 
 
 @click.command("audit")
-@click.argument("clip", type=click.Path())
+@click.argument("clip", type=click.Path(readable=False))
 @json_option
 def audit_command(clip: str, as_json: bool) -> None:
     """Say which registered variant made CLIP, and on what evidence; offline, and nothing is written.
@@ -149,13 +154,17 @@ def audit_command(clip: str, as_json: bool) -> None:
     invalid. 5: unproven, with the candidates.
     """
     from hfq.registry.clips.keys import anchors_pem
-    from hfq.schema.errors import MissingDependencyError
 
+    anchors: str | HfqError
     try:
         anchors = anchors_pem()
     except MissingDependencyError:  # without the extra nothing signed can be read, and the ladder says so
         anchors = ""
-    found = open_registry().audit(clip, anchors_pem=anchors)
+    except HfqError as error:
+        anchors = error
+    registry = open_registry()
+    found = registry.audit(clip, anchors_pem=anchors)
+    note_absence(registry)
     emit({"clip": clip, **found.to_json()}, "\n".join(_lines(found)), as_json)
     if found.exit_code:
         raise click.exceptions.Exit(found.exit_code)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from hfq.console import emit, format_bytes, json_option, note
-from hfq.registry import open_registry
+from hfq.registry import Registry, open_registry
+from hfq.registry.status import NO_REGISTRY
 from hfq.registry.text import printable
+from hfq.schema.errors import MissingPathError
 
 __all__ = ["db_command"]
 
@@ -84,17 +86,34 @@ def db_upgrade(as_json: bool) -> None:
 def db_check(as_json: bool) -> int:
     """Check the file, the rows and every registered folder; write nothing.
 
-    Exit code 1: the database is damaged. 3: something no longer has the digest that was registered. 0: sound; a folder
-    that has gone or cannot be read is only reported.
+    Exit code 1: the database is damaged. 2: there is no registry. 3: something no longer has the digest that was
+    registered. 0: sound; a folder that has gone or cannot be read is only reported.
     """
-    findings = open_registry().check()
+    registry = open_registry()
+    state = _state(registry)
+    if state != "present":
+        missing = MissingPathError("no registry to check", where=registry.path, todo=NO_REGISTRY)
+        found = {"ok": False, "state": state, "findings": [], "error": missing.to_json()}
+        note(f"hfq: {missing} [{missing.code}]")
+        if as_json:
+            emit(found, "", as_json)
+        return missing.exit_code
+    findings = registry.check()
     codes = {finding.exit_code for finding in findings}
     exit_code = 1 if 1 in codes else max(codes, default=0)
     document = {
         "ok": exit_code == 0,
+        "state": state,
         "findings": [{"code": found.code, "where": found.where, "what": found.what} for found in findings],
     }
     lines = [f"{found.code}: {printable(found.where, 1000)}: {printable(found.what, 1000)}" for found in findings]
     lines.append("the registry is sound" if exit_code == 0 else "the registry is not sound")
     emit(document, "\n".join(lines), as_json)
     return exit_code
+
+
+def _state(registry: Registry) -> str:
+    """Without opening the database: a damaged one is for the check to describe."""
+    if not registry.database.exists():
+        return "absent"
+    return "present" if registry.path.stat().st_size else "empty"

@@ -14,9 +14,10 @@ from typing import Any, Final
 import click
 
 from hfq.console import emit, format_bytes, format_seconds, json_option, note
-from hfq.demo_clips import audit_clips, gate_clips, make_clips
+from hfq.demo_clips import audit_clips, gate_clips, make_clips, psnr_text
 from hfq.demo_steps import Steps
 from hfq.schema.atomic import refuse_existing
+from hfq.schema.errors import InterruptedRunError
 
 __all__ = ["demo_command"]
 
@@ -35,7 +36,7 @@ def demo_command(out: str | None, as_json: bool) -> None:
     """Go the whole way on a small trained Wan model: inspect to audit and gate.
 
     Every step prints the command that does it. Everything happens in one folder, registry and keys included; nothing
-    else on the machine is touched. Takes a minute or two on two cores.
+    else on the machine is touched. Takes about two minutes on two cores.
     """
     if out is None:
         folder = Path(tempfile.mkdtemp(prefix="hfq-demo-"))
@@ -43,8 +44,15 @@ def demo_command(out: str | None, as_json: bool) -> None:
         folder = Path(out).absolute()
         refuse_existing(folder, resume=False)
         folder.mkdir()
-    with _inside(folder):
-        document, text = _Demo(as_json).run(folder)
+    try:
+        with _inside(folder):
+            document, text = _Demo(as_json).run(folder)
+    except (KeyboardInterrupt, click.Abort, InterruptedRunError):
+        raise InterruptedRunError(
+            "the demo was interrupted; what it made so far stays",
+            where=folder,
+            todo="remove the folder when you have seen it",
+        ) from None
     emit(document, text, as_json)
 
 
@@ -82,7 +90,7 @@ class _Demo:
         from hfq.convert.tiny.pipeline import WEIGHTS
 
         started = time.perf_counter()
-        self._say(f"In {folder} (HFQ_REGISTRY={folder / 'registry.sqlite'}):")
+        self._say(f"In {folder} (HFQ_REGISTRY={folder / 'registry.sqlite'} HFQ_CONFIG={folder / 'config'}):")
         shutil.copytree(WEIGHTS, "tiny-wan")
         Path("prompts.txt").write_text("\n".join(CALIBRATION_PROMPTS) + "\n", encoding="utf-8")
 
@@ -183,7 +191,7 @@ def _summary(document: dict[str, Any]) -> str:
             f"linear outputs {error['output_nmse']:.2e} (NMSE)"
         )
     clips = Path(document["folder"]) / document["side_by_side"]
-    lines.append(f"  clips        {clips}: {document['psnr_db']:.1f} dB PSNR")
+    lines.append(f"  clips        {psnr_text(document)}; the first, side by side: {clips}")
     lines += [f"  audit        {clip}: {verdict}" for clip, verdict in document["audits"].items()]
     lines += [
         f"  gate         {workload}: {'passes' if passed else 'fails'}"

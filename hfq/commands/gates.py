@@ -38,9 +38,10 @@ def compare_command(first: str, second: str, anyway: bool, as_json: bool) -> Non
     """Compare two variants video by video: mean of A - B with a 95 % bootstrap interval, in all and by category.
 
     A and B are deltas, or a base (base: and digits). Clips that were generated with another guidance, number of steps,
-    shift or size are no comparison: exit code 2, or with --anyway the numbers under that name.
+    shift or size, or of which one side alone records it, are no comparison: exit code 2, or with --anyway the numbers
+    under that name. Scores of different prompt sets are never joined.
     """
-    from hfq.registry.scores.settings import require_alike
+    from hfq.registry.scores.settings import BLOCKING, require_alike
 
     registry = open_registry()
     one, other = registry.variant(first), registry.variant(second)
@@ -48,7 +49,7 @@ def compare_command(first: str, second: str, anyway: bool, as_json: bool) -> Non
     if not anyway:
         require_alike(found.settings)
     seen = {side: registry.scores(variant)[1] for side, variant in (("A", one), ("B", other))}
-    alike = not any(difference.kind == "decisive" for difference in found.settings)
+    alike = not any(difference.kind in BLOCKING for difference in found.settings)
     document = {
         "first": asdict(one),
         "second": asdict(other),
@@ -56,6 +57,7 @@ def compare_command(first: str, second: str, anyway: bool, as_json: bool) -> Non
         "settings": [asdict(difference) for difference in found.settings],
         "metrics": [_comparison_json(part, seen) for part in found.comparisons],
         "left_out": list(found.left_out),
+        "clips": list(found.origins),
     }
     lines = [f"A  {one}", f"B  {other}", *_compared_lines(found, seen, alike)]
     emit(document, "\n".join(lines), as_json)
@@ -80,11 +82,18 @@ def _comparison_json(part: Comparison, seen: dict[str, Seen | None]) -> dict[str
 
 def _compared_lines(found: Compared, seen: dict[str, Seen | None], alike: bool) -> list[str]:
     from hfq.registry.judging import overlap_of
+    from hfq.registry.scores.values import set_labels
 
-    lines = [] if alike else ["NOT A COMPARISON of the variants: the clips were generated with other settings"]
-    lines += [f"setting      {difference.kind}  {printable(difference)}" for difference in found.settings]
+    lines = []
+    if not alike:
+        decided = any(difference.kind == "decisive" for difference in found.settings)
+        how = "were generated with other settings" if decided else "are not known to be generated alike"
+        lines.append(f"NOT A COMPARISON of the variants: the clips {how}")
+    lines += [f"setting      {difference.kind}  {printable(difference, 400)}" for difference in found.settings]
+    lines += [f"clips        {printable(line, 400)}" for line in found.origins]
+    labels = set_labels(part.pairs.prompt_set for part in found.comparisons)
     for part in found.comparisons:
-        where = f" on {printable(part.pairs.prompt_set)}" if part.pairs.prompt_set else ""
+        where = printable(labels[part.pairs.prompt_set])
         lines.append(f"metric       {printable(part.pairs.metric_suite)} {part.pairs.metric}{where}")
         lines.append(f"  all          {_difference(part.overall)}")
         lines += [f"  {printable(name, 40):<12} {_difference(one)}" for name, one in part.by_category.items()]
@@ -152,6 +161,7 @@ def _gate_json(gated: Gated) -> dict[str, Any]:
         "notes": list(result.notes),
         "conditions": list(result.conditions),
         "overlap": gated.overlap,
+        "clips": list(gated.origins),
     }
 
 
@@ -240,6 +250,7 @@ def _route_lines(routed: Routed) -> list[str]:
     if routed.unscored:
         lines.append(f"  note       {_names(routed.unscored)}: no score that {routed.workload.name} asks for")
     if found.variant is not None:
+        lines += [f"  note       {printable(line, 400)}" for line in routed.gates[found.variant].origins]
         conditions = routed.gates[found.variant].result.conditions
         lines += [f"  condition  {printable(line, 400)}" for line in conditions]
     return lines

@@ -13,7 +13,7 @@ import click
 from hfq.commands.calibrate import generation_options
 from hfq.commands.clips import chosen_key, signing_options
 from hfq.console import emit, format_seconds, json_option, note
-from hfq.schema.errors import OutputExistsError, UsageError
+from hfq.schema.errors import InterruptedRunError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
     from hfq.clip_maker import ClipMaker, MadeClip
@@ -28,7 +28,9 @@ _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 @click.option("--base", required=True, help="The checkpoint: MODEL in any layout.")
 @click.option("--delta", help="Quantize with this delta; without it the base itself runs.")
 @click.option("--prompt", help="What the clip shows.")
-@click.option("--prompts", type=click.Path(), help="Prompt file, as for `calibrate`: a clip of each, in a folder.")
+@click.option(
+    "--prompts", type=click.Path(readable=False), help="Prompt file, as for `calibrate`: a clip of each, in a folder."
+)
 @click.option(
     "-o", "--out", type=click.Path(), required=True, help="File to make: .mp4 or .gif; a folder for --prompts."
 )
@@ -63,7 +65,9 @@ def generate_command(
     An MP4 says what made it: delta, base, seed, settings and the prompt's hash, in its comment tag and, with a key, in
     a signed manifest. It is recorded in the registry when its delta is registered, so that `hfq audit` knows it again.
     With --prompts the weights are read once, every clip has the same seed, and a clip is named by its prompt's id, or
-    by its number: two such folders, of a delta and of its base, are what `hfq score measure` compares.
+    by its number: two such folders, of a delta and of its base, are what `hfq score measure` compares. --resume keeps a
+    clip when it says that it was made as is asked for, has that size and rate, and its bytes are known to the registry
+    or to the folder's journal (.hfq-clips.jsonl); any other is named and refused.
 
     \b
     hfq generate --base MODEL --prompt "a red circle moving left" -o base.mp4
@@ -76,7 +80,7 @@ def generate_command(
     from hfq.convert.video import refuse_clip
 
     if (prompt is None) == (prompts is None):
-        raise UsageError("what should the clip show?", expected="either --prompt TEXT or --prompts FILE")
+        raise UsageError("say what the clip shows, once", expected="either --prompt TEXT or --prompts FILE")
     if resume and prompts is None:
         raise UsageError("--resume goes on with a set of clips", expected="--prompts FILE")
     if prompt is not None:
@@ -88,14 +92,22 @@ def generate_command(
     signing_key = chosen_key(sign, key, certificates) if places[0].suffix == ".mp4" else None
     maker = ClipMaker(base, delta, given, wanted)
     if prompts is not None:
-        Path(out).mkdir(exist_ok=resume)
-    output = ClipOutput(fps, zoom, store_prompt, signing_key, record=not no_record)
-    made = []
-    for number, (text, place) in enumerate(zip(wanted, places, strict=True), start=1):
-        made.append((maker.keep if place.exists() else maker.make)(text, place, output))
-        if len(wanted) > 1:
-            took = made[-1].seconds
-            note(f"{number} of {len(wanted)}: {place}  ({'was there' if took is None else format_seconds(took)})")
+        _make_folder(Path(out), resume=resume)
+    output = ClipOutput(fps, zoom, store_prompt, signing_key, record=not no_record, journal=prompts is not None)
+    made: list[MadeClip] = []
+    try:
+        for text, place in zip(wanted, places, strict=True):
+            made.append((maker.keep if place.exists() else maker.make)(text, place, output))
+            if len(wanted) > 1:
+                took = made[-1].seconds
+                took_text = "was there" if took is None else format_seconds(took)
+                note(f"{len(made)} of {len(wanted)}: {place}  ({took_text})")
+    except KeyboardInterrupt:
+        if prompts is None:
+            raise
+        raise InterruptedRunError(
+            f"interrupted; {len(made)} of {len(wanted)} clips are there", where=out, todo="go on with --resume"
+        ) from None
     unused = maker.unused_clips() if any(clip.seconds is not None for clip in made) else []
     for line in unused_clip_lines(unused):
         note(f"warning: {line}")
@@ -116,13 +128,24 @@ def generate_command(
     emit(document, "\n".join(lines), as_json)
 
 
+def _make_folder(folder: Path, *, resume: bool) -> None:
+    try:
+        folder.mkdir(exist_ok=resume)
+    except FileExistsError:  # another process made it while the weights were read
+        raise _folder_exists(folder) from None
+
+
+def _folder_exists(folder: Path) -> OutputExistsError:
+    todo = "go on with it by --resume, or choose another name" if folder.is_dir() else "choose another name"
+    return OutputExistsError("the output is already there", where=folder, todo=todo)
+
+
 def _places(folder: Path, prompts: Sequence[Prompt], *, resume: bool) -> list[Path]:
     """A file per prompt in a folder that is new, or that `--resume` goes on with."""
     if folder.suffix in (".mp4", ".gif"):
         raise UsageError("a clip of every prompt goes into a folder", found=folder)
     if folder.exists() and not (resume and folder.is_dir()):
-        todo = "go on with it by --resume, or choose another name" if folder.is_dir() else "choose another name"
-        raise OutputExistsError("the output is already there", where=folder, todo=todo)
+        raise _folder_exists(folder)
     if not folder.parent.is_dir():
         raise UsageError("the folder for the output does not exist", where=folder.parent)
     width = max(3, len(str(len(prompts))))
@@ -134,11 +157,25 @@ def _places(folder: Path, prompts: Sequence[Prompt], *, resume: bool) -> list[Pa
     twice = next((name for name, count in Counter(name.lower() for name in names).items() if count > 1), None)
     if twice is not None:
         raise UsageError("two prompts of one name", where="prompt file", found=f"id {twice!r}")
+    renamed = [
+        f"{prompt.id[:60]!r} ({name}.mp4)"
+        for prompt, name in zip(prompts, names, strict=True)
+        if prompt.id is not None and prompt.id != name
+    ]
+    if renamed:
+        more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
+        note(f"ids that are no file names, and the clips' names instead: {', '.join(renamed[:5])}{more}")
     return [folder / f"{name}.mp4" for name in names]
 
 
 def _described(clip: MadeClip, prompt: Prompt) -> dict[str, Any]:
-    return {"clip": str(clip.path), "prompt": prompt.text, "signed": clip.signed, "recorded": clip.recorded}
+    return {
+        "clip": str(clip.path),
+        "prompt": prompt.text,
+        "kept": clip.seconds is None,
+        "signed": clip.signed,
+        "recorded": clip.recorded,
+    }
 
 
 def _model(maker: ClipMaker) -> str:

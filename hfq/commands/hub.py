@@ -5,15 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hfq.console import emit, format_bytes, json_option, note
 from hfq.paths import delta_folder
 from hfq.registry import Registry, open_registry
+from hfq.registry.clips.clip_document import Variant
 from hfq.registry.hub_store import DeltaPlace
 from hfq.registry.text import display_id, printable
 from hfq.schema.errors import UnknownIdError
+
+if TYPE_CHECKING:
+    from hfq.registry.hub import Recorded
 
 __all__ = ["pull_command", "push_command"]
 
@@ -44,8 +49,9 @@ def push_command(
 ) -> None:
     """Upload DELTA to the Hub: its documents, its state and a model card made from them, in one commit with a tag.
 
-    The folder is verified first. The token is the one that `hf auth login` saved, or HF_TOKEN; HF_ENDPOINT names
-    another Hub.
+    The folder is verified first. The card has the scores, costs and reviews that the registry has of the delta, and
+    links the commit of the base that `hfq register --base-hub` has compared. The token is the one that `hf auth login`
+    saved, or HF_TOKEN; HF_ENDPOINT names another Hub.
 
     \b
     hfq push wan22@prod someone/wan22-tail999 --base-model Wan-AI/Wan2.2-T2V-A14B --license apache-2.0
@@ -55,13 +61,21 @@ def push_command(
 
     folder = delta_folder(delta)
     registry = _written_registry()
+    commits = _base_commits(registry, folder, check_endpoint(None), bases)
+    for base in bases:
+        if base not in commits:
+            note(
+                f"{printable(base)}: its files were not compared with the delta's base, and the card says so; "
+                f"{shlex.join(['hfq', 'register', str(folder), '--base-hub', base])} compares them"
+            )
     pushed = push(
         folder,
         repo,
         base_model=bases,
         license=licence,
         pipeline_tag=pipeline_tag,
-        base_commits=_base_commits(registry, folder, check_endpoint(None), bases),
+        recorded=_recorded(registry, folder),
+        base_commits=commits,
         private=private,
         revision=revision,
         create_pr=create_pr,
@@ -148,6 +162,18 @@ def _base_commits(registry: Registry | None, folder: Path, endpoint: str, bases:
     except UnknownIdError:
         return {}
     return {place.repo: place.commit for place in reversed(tied) if place.repo in bases and place.endpoint == endpoint}
+
+
+def _recorded(registry: Registry | None, folder: Path) -> Recorded | None:
+    """What the registry has of the delta's clips; None where it does not know the delta."""
+    from hfq.registry.hub import recorded_for_card
+
+    if registry is None:
+        return None
+    try:
+        return recorded_for_card(registry.evaluation(Variant("delta", registry.identify(folder))))
+    except UnknownIdError:
+        return None
 
 
 def _remember(registry: Registry | None, kind: str, delta_id: str, place: DeltaPlace | None, **detail: str) -> None:

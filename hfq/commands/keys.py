@@ -36,7 +36,7 @@ def keys_init(organization: str, as_json: bool) -> None:
 
 
 @keys_command.command("trust")
-@click.argument("certificate", type=click.Path())
+@click.argument("certificate", type=click.Path(readable=False))
 @json_option
 def keys_trust(certificate: str, as_json: bool) -> None:
     """Trust clips signed under the authority of CERTIFICATE (one PEM certificate)."""

@@ -9,8 +9,10 @@ import click
 
 from hfq.commands.scores import score_documents, score_lines
 from hfq.console import emit, format_bytes, json_option, note
+from hfq.paths import note_absence
 from hfq.registry import DeltaRecord, DeltaSummary, Filters, open_registry, render_mermaid, render_text
 from hfq.registry.clips.clip_document import Variant
+from hfq.registry.evaluation import Evaluation
 from hfq.registry.folder import DeltaFacts
 from hfq.registry.hub_records import describe_copy
 from hfq.registry.hub_store import OnHub
@@ -20,7 +22,7 @@ __all__ = ["alias_command", "lineage_command", "list_command", "register_command
 
 
 @click.command("register")
-@click.argument("delta", type=click.Path())
+@click.argument("delta", type=click.Path(readable=False))
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Also give it this name; may be repeated.")
 @click.option(
     "--hub",
@@ -91,7 +93,9 @@ def list_command(
 ) -> None:
     """List registered deltas, the newest first. STATE is the size of ptq_state.safetensors, without the documents."""
     filters = Filters(base=base, preset=preset, percentile=percentile, kept=kept)
-    deltas, total = open_registry().list(filters, limit=limit or None)
+    registry = open_registry()
+    deltas, total = registry.list(filters, limit=limit or None)
+    note_absence(registry)
     if not deltas and not as_json:
         note("no delta is registered" if filters == Filters() else "no delta passes these filters")
         return
@@ -126,13 +130,30 @@ def _table(deltas: Sequence[DeltaSummary]) -> str:
 @click.argument("delta")
 @json_option
 def show_command(delta: str, as_json: bool) -> None:
-    """Show one registered delta: sizes, kept sites, folders, history, scores."""
+    """Show one registered delta: sizes, kept sites, folders, history, scores, costs, reviews."""
     registry = open_registry()
     record = registry.get(registry.identify(delta))
-    scores, seen = registry.scores(Variant("delta", record.id))
-    document = {**record.to_json(), "scores": score_documents(scores, seen)}
-    lines = score_lines(scores, seen)
-    emit(document, "\n".join([_details(record), *(["  scores", *lines] if lines else [])]), as_json)
+    found = registry.evaluation(Variant("delta", record.id))
+    document = {
+        **record.to_json(),
+        "scores": score_documents(found.scores, found.seen),
+        "costs": [{**asdict(cost), "settings": dict(cost.settings), "unit": cost.unit} for cost in found.costs],
+        "reviews": None if found.reviews is None else asdict(found.reviews),
+    }
+    lines = score_lines(found.scores, found.seen)
+    emit(document, "\n".join([_details(record), *(["  scores", *lines] if lines else []), *_costs(found)]), as_json)
+
+
+def _costs(found: Evaluation) -> list[str]:
+    """What running it took, and what people decided, when anybody measured or looked."""
+    lines = [
+        f"  {cost.quantity:<12} {cost.value:g} {cost.unit} on {printable(cost.device)}, {cost.kernels} kernels"
+        + "".join(f", {printable(name)} {printable(str(value))}" for name, value in sorted(cost.settings.items()))
+        for cost in found.costs
+    ]
+    if found.reviews is not None:
+        lines.append(f"  reviews      {found.reviews.accepted} of {found.reviews.reviewed} clips accepted")
+    return ["  costs and reviews", *lines] if lines else []
 
 
 def _details(record: DeltaRecord) -> str:
@@ -211,7 +232,9 @@ def alias_rm(name: str, as_json: bool) -> None:
 @json_option
 def alias_list(as_json: bool) -> None:
     """List every name and the delta that it means."""
-    aliases = open_registry().aliases()
+    registry = open_registry()
+    aliases = registry.aliases()
+    note_absence(registry)
     if not aliases and not as_json:
         note("no alias is set")
         return

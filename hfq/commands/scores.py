@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -22,14 +23,33 @@ if TYPE_CHECKING:
 
 __all__ = ["score_command", "score_documents", "score_lines"]
 
+_MAX_NAME: Final = 80
+
 _of_base = click.option("--of-base", is_flag=True, help="It is of ID's base, not of ID itself.")
 _setting = click.option(
     "--setting", "settings", multiple=True, metavar="NAME=VALUE", help="Such as steps=40; may be repeated."
 )
 _full_info = click.option(
-    "--full-info", type=click.Path(), help="The suite's prompt file: which prompt and category each video is of."
+    "--full-info", type=click.Path(), help="The suite's own JSON: which prompt and category each video is of."
 )
-_prompt_set = click.option("--prompt-set", metavar="NAME", help="What was generated, such as vbench.")
+
+
+def _one_name(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """The name of a prompt set as it is shown: two that look alike would be told apart by nobody."""
+    name = (text or "").strip()
+    if len(name) > _MAX_NAME or not name.isprintable():
+        raise UsageError(
+            "not the name of a prompt set", expected=f"at most {_MAX_NAME} printable characters", found=repr(name)
+        )
+    return name or None
+
+
+_prompt_set = click.option(
+    "--prompt-set",
+    metavar="NAME",
+    callback=_one_name,
+    help="What was generated, such as vbench. Without a name it is a set of its own.",
+)
 
 
 @click.group("score")
@@ -57,7 +77,7 @@ def score_import(
     """Import result files of VBench, VBench-I2V or OpenS2V-Eval; their structure says which they are.
 
     Every video's value is kept. The same import twice is the same rows. --setting says how the clips were generated
-    (guidance, steps, shift, frames, height, width): without it, nobody can tell whether two variants are comparable.
+    (guidance, steps, shift, frames, height, width): a gate fails, and `compare` refuses, what one side alone records.
 
     \b
     hfq score import wan22@candidate run_eval_results.json --full-info run_full_info.json --setting steps=40
@@ -69,7 +89,7 @@ def score_import(
     found = read_score_files(files, full_info, prompt_set=prompt_set)
     given = parse_settings(settings)
     if not given:
-        note("no --setting: how these clips were generated is not recorded")
+        note("no --setting: how these clips were generated is not recorded; a gate fails what the base alone records")
     document, text = _import(registry, variant, found, given)
     emit(document, text, as_json)
 
@@ -82,6 +102,12 @@ def _import(
     stored, seen = registry.scores(variant)
     mine = [one for one in stored if (one.scores.metric_suite, one.scores.metric, one.scores.prompt_set) in names]
     status = f"{new} metrics imported" if new else "already imported, nothing changed"
+    for one in mine:
+        if one.scores.stated_agrees is False:
+            note(
+                f"{one.scores.metric_suite} {one.scores.metric}: the file states {one.scores.stated:.4f}, the mean of "
+                f"its {len(one.scores.videos)} videos is {one.scores.recomputed:.4f}; the videos count"
+            )
     document = {
         "variant": {"kind": variant.kind, "id": variant.id},
         "source_sha256": found.sha256,
@@ -102,12 +128,14 @@ def score_documents(stored: Sequence[StoredScore], seen: Seen | None) -> list[di
             "prompt_set": one.scores.prompt_set,
             "mean": one.scores.recomputed,
             "stated": one.scores.stated,
+            "stated_agrees": one.scores.stated_agrees,
             "videos": len(one.scores.videos),
             "unscored": list(one.scores.unscored),
             "direction": one.scores.direction,
             "scale": one.scores.scale,
             "settings": dict(one.settings),
             "overlap": overlap_of(one, seen),
+            "clips": None if one.origin is None else asdict(one.origin),
             "source_sha256": one.source_sha256,
             "imported_at": one.imported_at,
         }
@@ -116,26 +144,30 @@ def score_documents(stored: Sequence[StoredScore], seen: Seen | None) -> list[di
 
 
 def score_lines(stored: Sequence[StoredScore], seen: Seen | None) -> list[str]:
-    """Scores for people, one per line, and a delta's line of overlap whenever it changes."""
+    """Scores for people, one per line, with whose clips were measured and a delta's overlap whenever these change."""
     from hfq.registry.judging import overlap_of
+    from hfq.registry.scores.values import set_labels
 
     lines: list[str] = []
-    before = None
+    before: list[str] = []
+    labels = set_labels(one.scores.prompt_set for one in stored)
     for one in stored:
         overlap = overlap_of(one, seen)
-        if before not in (None, overlap):
-            lines.append(f"  overlap      {before}")
-        before = overlap
+        after = [] if one.origin is None else [f"  clips        {one.origin}"]
+        after += [] if overlap is None else [f"  overlap      {overlap}"]
+        if after != before:
+            lines += before
+        before = after
         scores = one.scores
         mean = "no value" if scores.recomputed is None else f"{scores.recomputed:.4f}"
         stated = "" if scores.stated is None else f", the file says {scores.stated:.4f}"
+        stated += "; ITS VIDEOS CONTRADICT THAT" if scores.stated_agrees is False else ""
         unscored = f", {len(scores.unscored)} without a value" if scores.unscored else ""
-        where = f" on {printable(scores.prompt_set)}" if scores.prompt_set else ""
         lines.append(
-            f"  {printable(scores.metric_suite)} {scores.metric}{where}  {mean}  "
+            f"  {printable(scores.metric_suite)} {scores.metric}{printable(labels[scores.prompt_set])}  {mean}  "
             f"({len(scores.videos)} videos{stated}{unscored})"
         )
-    return lines if before is None else [*lines, f"  overlap      {before}"]
+    return lines + before
 
 
 @score_command.command("measure")
@@ -159,10 +191,13 @@ def score_measure(
     first-frame similarity of the clips themselves.
 
     None of these is a VBench score, and none says whether a clip is good. The base's own values are recorded with the
-    base. Prompts and settings are taken from what the clips say of themselves; --setting adds to that.
+    base. Prompts, categories and settings are taken from what the clips say of themselves; --setting adds to that.
+
+    Every clip is looked up in the registry by its file and its frames: one that is another variant's ends with exit
+    code 3. How many of the clips say whose they are, and how many are registered, is recorded with the scores.
     """
     from hfq.registry.clips.clip_document import Variant
-    from hfq.registry.score_sources import measure_clips
+    from hfq.registry.measured_clips import measure_clips
 
     registry = open_registry()
     variant = registry.variant(delta)
@@ -170,11 +205,11 @@ def score_measure(
         raise UsageError("clips are measured against their base's", expected="a delta", found=variant)
     base = Variant("base", registry.get(variant.id).base.id)
     found = measure_clips(
-        clips, reference, variant, base, full_info=full_info, prompt_set=prompt_set,
+        registry.database, clips, reference, variant, base, full_info=full_info, prompt_set=prompt_set,
         progress=lambda stem: note(f"measuring {printable(stem)}"),
     )  # fmt: skip
-    if not found.claimed:
-        note("the clips do not say what made them: prompts and settings are as given here")
+    for who, files, folder in ((variant, found.variant, clips), (base, found.base, reference)):
+        _doubt(who, files, folder)
     for stems, folder in ((found.only_clips, clips), (found.only_reference, reference)):
         if stems:
             note(f"only in {printable(folder, 1000)}, no pair: {', '.join(map(printable, stems))}")
@@ -188,6 +223,24 @@ def score_measure(
     ]
     document = {"variant": sides[0][0], "base": sides[1][0]}
     emit(document, "\n".join(text for _, text in sides), as_json)
+
+
+def _doubt(who: Variant, files: ScoreFiles, folder: str) -> None:
+    """Say which clips nothing speaks for, and which are their reference over again."""
+    origin = files.origin
+    if origin is None:
+        return
+    where = printable(folder, 1000)
+    if origin.unknown:
+        note(
+            f"WARNING: {where}: nothing says who made {origin.unknown} of {origin.clips} clips; that they are of {who} "
+            "is your word alone, and prompts and settings are as given here"
+        )
+    if origin.identical:
+        note(
+            f"WARNING: {where}: {origin.identical} of {origin.clips} clips have exactly the pixels of their reference; "
+            f"are they of {who}, or copies"
+        )
 
 
 @score_command.command("add")

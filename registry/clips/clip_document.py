@@ -13,10 +13,21 @@ from hfq.schema.documents import parse_document
 from hfq.schema.errors import ClipDocumentError, SchemaViolationError, TooLargeError, UsageError
 from hfq.schema.version import VERSION
 
-__all__ = ["MAX_DOCUMENT_BYTES", "ClipDocument", "Setting", "Variant", "parse_clip_document", "prompt_sha256"]
+__all__ = [
+    "MAX_CATEGORY",
+    "MAX_DOCUMENT_BYTES",
+    "ClipDocument",
+    "Setting",
+    "Variant",
+    "parse_clip_document",
+    "prompt_sha256",
+]
 
 MAX_DOCUMENT_BYTES: Final = 32_000
 """A comment of a QuickTime file has a 16-bit length; a document without prompt is under 2 kB."""
+
+MAX_CATEGORY: Final = 80
+"""Characters; as in the schema, and as outcomes of reviewers are held to."""
 
 Setting = str | int | float | bool | None
 
@@ -67,6 +78,7 @@ class ClipDocument:
         settings: size, steps, guidance and the like; simple values.
         expert_steps: role -> sampling steps that this expert ran; None when not known.
         hfq: the release that wrote the document.
+        category: of the prompt, as its author sorts content; at most MAX_CATEGORY characters.
     """
 
     delta: str | None
@@ -77,6 +89,7 @@ class ClipDocument:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     expert_steps: Mapping[str, int] | None = None
     hfq: str = VERSION
+    category: str | None = None
 
     @property
     def variant(self) -> Variant:
@@ -91,7 +104,7 @@ class ClipDocument:
         return f"{self.prompt_sha256}:{self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """The document under its schema; `prompt` is absent, not null, when it is kept back."""
+        """The document under its schema; `prompt` and `category` are absent, not null, when there is none."""
         document: dict[str, Any] = {
             "schema": "hfq.clip/1",
             "delta": self.delta,
@@ -104,6 +117,8 @@ class ClipDocument:
         }
         if self.prompt is not None:
             document["prompt"] = self.prompt
+        if self.category is not None:
+            document["category"] = self.category
         return document
 
     def to_bytes(self) -> bytes:
@@ -154,4 +169,5 @@ def _checked(document: Mapping[str, Any], where: str) -> ClipDocument:
         settings=document["settings"],
         expert_steps=None if steps is None else {role: int(count) for role, count in steps.items()},
         hfq=document["hfq"],
+        category=document.get("category"),
     )

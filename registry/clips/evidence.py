@@ -30,6 +30,7 @@ class Evidence:
         tag_error: why a comment that calls itself such a document is none.
         manifest: the signed manifests; None without any, or when they were not looked at.
         manifest_error: why manifests that are there were not looked at.
+        trust_error: why nobody can say which authorities are trusted; the manifests were read without any.
     """
 
     file_sha256: str
@@ -41,19 +42,22 @@ class Evidence:
     tag_error: HfqError | None = None
     manifest: ManifestReport | None = None
     manifest_error: HfqError | None = None
+    trust_error: HfqError | None = None
 
 
-def gather_evidence(path: str | os.PathLike[str], anchors_pem: str = "") -> Evidence:
-    """Read a clip: its bytes, its frames once, its tag, its manifests under the given authorities (PEM).
+def gather_evidence(path: str | os.PathLike[str], anchors_pem: str | HfqError = "") -> Evidence:
+    """Read a clip: its bytes, its frames once, its tag, its manifests under the given authorities (PEM), or under none
+    where an error says why those cannot be known.
 
     A broken tag or manifest is evidence and raises nothing; a file that is no decodable clip does.
 
     Raises:
         what `open_clip` and `Clip.frames` raise, and KeyFileError for anchors that are refused.
     """
+    trust_error = anchors_pem if isinstance(anchors_pem, HfqError) else None
     with open_clip(path) as clip:
         tag, tag_error = _tag_of(clip)
-        manifest, manifest_error = _manifest_of(clip, anchors_pem)
+        manifest, manifest_error = _manifest_of(clip, "" if isinstance(anchors_pem, HfqError) else anchors_pem)
         pictures = SignatureMaker()
         stream = clip.stream_facts(pictures)
         return Evidence(
@@ -66,6 +70,7 @@ def gather_evidence(path: str | os.PathLike[str], anchors_pem: str = "") -> Evid
             tag_error=tag_error,
             manifest=manifest,
             manifest_error=manifest_error,
+            trust_error=trust_error,
         )
 
 

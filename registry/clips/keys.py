@@ -167,9 +167,9 @@ def load_signing_key(key: Path, certificates: Path, passphrase: bytes | None = N
 
     try:
         private = serialization.load_pem_private_key(read_bytes(key, _MAX_PEM_BYTES), passphrase)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):  # OpenSSL's words are for its own authors
         raise KeyFileError(
-            "not a private key that can be read", where=key, found=error, expected="PEM; a passphrase if it has one"
+            "not a private key that can be read", where=key, expected="one in PEM; with its passphrase if it has one"
         ) from None
     except Exception as error:  # cryptography.exceptions.UnsupportedAlgorithm, and OpenSSL's own
         raise KeyFileError("a private key of an unknown kind", where=key, found=type(error).__name__) from None
@@ -244,8 +244,12 @@ def anchors_pem(folder: Path | None = None) -> str:
         UnreadableFileError, TooLargeError, MissingDependencyError
     """
     root = config_folder() if folder is None else folder
-    files = [path for path in [root / "keys" / "ca.cert.pem"] if path.exists()]
-    files += sorted((root / "anchors").glob("*.pem"))[:_MAX_ANCHORS]
+    files = [root / "keys" / "ca.cert.pem", *_anchor_files(root / "anchors")]
+    try:
+        if not files[0].exists():
+            del files[0]
+    except OSError as error:
+        raise UnreadableFileError("cannot be looked at", where=files[0], found=error.strerror) from error
     if not files:
         return ""
     _require_cryptography()
@@ -253,6 +257,17 @@ def anchors_pem(folder: Path | None = None) -> str:
 
     found = [certificate for path in files for certificate in _read_certificates(path)]
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in found).decode()
+
+
+def _anchor_files(folder: Path) -> list[Path]:
+    # Not glob, which takes a folder that cannot be read for an empty one.
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UnreadableFileError("cannot be read", where=folder, found=error.strerror) from error
+    return sorted(folder / name for name in names if name.endswith(".pem") and not name.startswith("."))[:_MAX_ANCHORS]
 
 
 def _issue(name: str, organization: str, key: Any, issuer: x509.Certificate | None, issuer_key: Any) -> Any:
@@ -312,8 +327,17 @@ def _parse_certificates(pem: bytes, where: object) -> list[x509.Certificate]:
 
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
-        raise KeyFileError("no PEM certificate", where=where, found=error) from None
+    except ValueError:
+        raise KeyFileError("no certificate", where=where, expected="PEM certificates", found=_kind_of(pem)) from None
+
+
+def _kind_of(pem: bytes) -> str:
+    """What was given in place of a certificate; nothing of its text, which may be a secret."""
+    if b"PRIVATE KEY-----" in pem:
+        return "a private key, which is nobody else's to have"
+    if b"-----BEGIN CERTIFICATE-----" in pem:
+        return "a certificate that is damaged"
+    return "another kind of PEM file" if b"-----BEGIN " in pem else "no PEM file"
 
 
 def _describe(path: Path, certificate: x509.Certificate) -> Certificate:

@@ -196,6 +196,9 @@ def _attested(evidence: Evidence, known: Known, vouched: str) -> Rung:
         return Rung("attested", State.INVALID, variants, f"an invalid manifest: {', '.join(report.failures)}")
     if not variants:
         return Rung("attested", State.ABSENT, (), "a signed manifest that names no variant")
+    if evidence.trust_error is not None:
+        # What it names still counts against other rungs: a contradiction needs no authority.
+        return Rung("attested", State.NOT_CHECKED, variants, f"whom to trust is not known: {evidence.trust_error}")
     doubt = _doubt(report, vouched)
     if doubt is not None:
         return Rung("attested", State.HINT, variants, doubt)

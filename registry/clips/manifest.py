@@ -33,7 +33,17 @@ from .keys import EXTRA, SigningKey, check_anchors
 from .output import new_file
 from .stream import Clip, open_clip
 
-__all__ = ["ASSERTION", "Claim", "ManifestReport", "SignedClip", "Trust", "has_manifest", "read_manifest", "sign_clip"]
+__all__ = [
+    "ASSERTION",
+    "Claim",
+    "ManifestReport",
+    "SignedClip",
+    "Trust",
+    "check_signable",
+    "has_manifest",
+    "read_manifest",
+    "sign_clip",
+]
 
 ASSERTION: Final = "org.hfq.variant"
 """The assertion that holds a clip's document (`hfq.clip/1`)."""
@@ -130,7 +140,7 @@ def sign_clip(
     definition = _definition(document, Path(source).name)
     target = Path(out)
     with open_clip(source) as clip:
-        _refuse(clip, target)
+        check_signable(clip, target)
         with new_file(target) as temporary:
             try:
                 manifest = _sign(c2pa, clip, temporary, definition, key)
@@ -187,7 +197,12 @@ def require_c2pa() -> Any:
     return c2pa
 
 
-def _refuse(clip: Clip, target: Path) -> None:
+def check_signable(clip: Clip, target: Path) -> None:
+    """Check that a clip can be copied with a manifest under this name.
+
+    Raises:
+        UsageError: a container without one, a suffix of another container, a clip that carries a manifest.
+    """
     suffixes = {"mp4": (".mp4", ".m4v"), "mov": (".mov",)}.get(clip.container)
     if suffixes is None:
         raise UsageError("a manifest goes into MP4 or MOV", where=clip.path, found=clip.container)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hfq.schema.atomic import fsync_folder
+from hfq.schema.atomic import publish_file
 from hfq.schema.errors import OutputExistsError, UsageError
 
 __all__ = ["new_file"]
@@ -21,9 +21,8 @@ def new_file(path: Path) -> Iterator[Path]:
         OutputExistsError: something of that name is there, before or after the block.
         UsageError: no such folder, or one that cannot be written.
     """
-    exists = OutputExistsError("the output is already there", where=path, todo="choose another name, or remove it")
     if path.exists() or path.is_symlink():
-        raise exists
+        raise OutputExistsError("the output is already there", where=path, todo="choose another name, or remove it")
     if not path.parent.is_dir():
         raise UsageError("the folder for the output does not exist", where=path.parent)
     if not os.access(path.parent, os.W_OK):
@@ -33,9 +32,6 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        if path.exists() or path.is_symlink():
-            raise exists
-        os.rename(temporary, path)
-        fsync_folder(path.parent)
+        publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

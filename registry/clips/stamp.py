@@ -11,9 +11,9 @@ from hfq.schema.errors import UsageError
 
 from .clip_document import ClipDocument
 from .keys import SigningKey
-from .manifest import has_manifest, sign_clip
+from .manifest import check_signable, has_manifest, sign_clip
 from .stream import open_clip
-from .tag import write_tag
+from .tag import check_suffix, write_tag
 
 __all__ = ["StampedClip", "stamp_clip"]
 
@@ -53,6 +53,9 @@ def stamp_clip(
                 where=source,
                 todo="`hfq audit CLIP` says what is in it",
             )
+        check_suffix(clip, target)  # before the temporary copy, whose name means nothing to anybody
+        if key is not None:
+            check_signable(clip, target)
     if key is None:
         tagged = write_tag(source, target, document)
         return StampedClip(target, None, tagged.dropped, tagged.replaced)

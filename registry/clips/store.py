@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from hfq.registry.events import record_event, utc_now
 from hfq.registry.models import Base, Clip, ClipSignature, ClipSketch, Delta
-from hfq.schema.errors import RegistryDamagedError
+from hfq.schema.errors import ContradictedClaimError, RegistryDamagedError
 
 from .clip_document import ClipDocument, Variant
 from .evidence import Evidence
@@ -20,7 +20,7 @@ from .match import KnownSignature, Match, match_shortlisted
 from .signature import Signature
 from .sketch import sketch_of
 
-__all__ = ["RecordedClip", "RegisteredClips", "record_clip"]
+__all__ = ["RecordedClip", "RegisteredClips", "record_clip", "refuse_contradicted"]
 
 _BATCH: Final = 4096
 
@@ -81,6 +81,22 @@ def record_clip(
     session.add(ClipSketch(clip_key=row.key, data=sketch_of(evidence.signature)))
     record_event(session, "clip", document.delta, file=evidence.file_sha256, variant=str(variant))
     return RecordedClip(evidence.file_sha256, variant, is_new=True)
+
+
+def refuse_contradicted(session: Session, clip: object, stream_sha256: str, said: Variant) -> None:
+    """Check that frames are not registered as another variant's alone.
+
+    Raises:
+        ContradictedClaimError
+    """
+    known = {entry.variant for entry in RegisteredClips(session).by_stream(stream_sha256)}
+    if known and said not in known:
+        registered = " or ".join(sorted(map(str, known)))
+        raise ContradictedClaimError(
+            f"these frames are registered as {registered}, you said {said}",
+            where=clip,
+            todo="`hfq audit CLIP` shows the evidence",
+        )
 
 
 class RegisteredClips:

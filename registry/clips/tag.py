@@ -15,7 +15,7 @@ from .clip_document import ClipDocument, parse_clip_document
 from .output import new_file
 from .stream import Clip, StreamFacts, open_clip, require_av
 
-__all__ = ["SUFFIXES", "TaggedClip", "read_tag", "write_tag"]
+__all__ = ["SUFFIXES", "TaggedClip", "check_suffix", "read_tag", "write_tag"]
 
 SUFFIXES: Final = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska"}
 """What an output may be called, and the container of its input: the container is never changed."""
@@ -68,14 +68,7 @@ def write_tag(source: str | os.PathLike[str], out: str | os.PathLike[str], docum
     """
     data, target = document.to_bytes(), Path(out)
     with open_clip(source) as clip:
-        if SUFFIXES.get(target.suffix.lower()) != clip.container:
-            wanted = [suffix for suffix, container in SUFFIXES.items() if container == clip.container]
-            raise UsageError(
-                "the copy keeps the container of its input",
-                where=target,
-                expected=" or ".join(wanted),
-                found=target.suffix or "no suffix",
-            )
+        check_suffix(clip, target)
         with new_file(target) as temporary:
             before, packets = clip.stream_facts(), _packet_digests(clip)
             dropped, replaced = _remux(clip, temporary, target.suffix.lower(), data.decode())
@@ -91,6 +84,22 @@ def write_tag(source: str | os.PathLike[str], out: str | os.PathLike[str], docum
                     todo="convert the clip to a plain MP4 first (ffmpeg -i CLIP -c copy OUT.mp4)",
                 )
     return TaggedClip(target, after, dropped, replaced)
+
+
+def check_suffix(clip: Clip, target: Path) -> None:
+    """Check that a copy of a clip may be called so.
+
+    Raises:
+        UsageError: the suffix means another container.
+    """
+    if SUFFIXES.get(target.suffix.lower()) != clip.container:
+        wanted = [suffix for suffix, container in SUFFIXES.items() if container == clip.container]
+        raise UsageError(
+            "the copy keeps the container of its input",
+            where=target,
+            expected=" or ".join(wanted),
+            found=target.suffix or "no suffix",
+        )
 
 
 def _remux(clip: Clip, out: Path, suffix: str, comment: str) -> tuple[tuple[str, ...], str | None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .card import CardFacts, Score, card_facts, official_bases, render_card
+from .card import CardFacts, card_facts, official_bases, render_card
 from .card_check import check_card
+from .card_scores import Recorded, Score, recorded_for_card
 from .presence import ask_hub
 from .pull import Pulled, pull
 from .push import Pushed, PushedFile, push
@@ -15,6 +16,7 @@ __all__ = [
     "Pulled",
     "Pushed",
     "PushedFile",
+    "Recorded",
     "Score",
     "ask_hub",
     "card_facts",
@@ -22,6 +24,7 @@ __all__ = [
     "official_bases",
     "pull",
     "push",
+    "recorded_for_card",
     "render_card",
     "tie_base",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,8 +16,10 @@ from hfq.schema.errors import UsageError
 
 from .address import check_repo, is_commit
 from .card_check import LICENSES, PIPELINE_TAGS, RELATION
+from .card_scores import Recorded, render_recorded
+from .card_text import plain, size_text, table
 
-__all__ = ["CardFacts", "Score", "card_facts", "official_bases", "render_card"]
+__all__ = ["CardFacts", "card_facts", "official_bases", "render_card"]
 
 _NAMES: Final = {"hif4": "HiFloat4", "hif8": "HiFloat8", "bf16": "BF16"}
 _BITS: Final = {"hif4": 4, "hif8": 8, "bf16": 16}
@@ -38,20 +40,6 @@ _OFFICIAL: Final[Mapping[tuple[str, int], tuple[str, ...]]] = {
 }
 
 _BLOCK: Final = re.compile(r"(?:vace_)?blocks\.[0-9]+(?=\.)")
-# What Markdown or HTML could take for markup; a reason or a description is somebody's free text.
-_MARKUP: Final = re.compile(r"([\\`*_{}\[\]<>()#|!~&@])")
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A figure for the card; `prompt_set` says what it was measured on, `suite` which implementation of the metric."""
-
-    metric: str
-    value: float
-    prompt_set: str
-    suite: str
-    videos: int
-    base_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +51,7 @@ class CardFacts:
         base_models: repositories of the checkpoint that the delta needs; the first is named in the first line.
         license: the Hub's identifier, one of `card_check.LICENSES`.
         revision: what the restore command asks for; None is the repository's main branch.
+        recorded: what a registry knows of the delta's clips; None where none knows the delta.
         base_commits: (base repository, commit) where the files that the delta was made from are known to lie.
     """
 
@@ -71,7 +60,7 @@ class CardFacts:
     license: str
     pipeline_tag: str
     revision: str | None = None
-    scores: tuple[Score, ...] = ()
+    recorded: Recorded | None = None
     base_commits: tuple[tuple[str, str], ...] = ()
 
 
@@ -89,7 +78,7 @@ def card_facts(
     license: str,
     pipeline_tag: str | None = None,
     revision: str | None = None,
-    scores: Iterable[Score] = (),
+    recorded: Recorded | None = None,
     base_commits: Mapping[str, str] | None = None,
 ) -> CardFacts:
     """Checked arguments. `pipeline_tag` follows from the kind of model where that has one task.
@@ -117,7 +106,7 @@ def card_facts(
     for name, commit in commits:
         if name not in bases or not is_commit(commit):
             raise UsageError("not a commit of a base", expected=f"of {' or '.join(bases)}", found=f"{name}@{commit}")
-    return CardFacts(check_repo(repo), tuple(dict.fromkeys(bases)), license, tag, revision, tuple(scores), commits)
+    return CardFacts(check_repo(repo), tuple(dict.fromkeys(bases)), license, tag, revision, recorded, commits)
 
 
 def render_card(document: Mapping[str, Any], report: Mapping[str, Any] | None, facts: CardFacts) -> str:
@@ -130,18 +119,19 @@ def render_card(document: Mapping[str, Any], report: Mapping[str, Any] | None, f
     recipe = document["recipe"]
     weight, activation = recipe["weight"]["format"], recipe["activation"]["format"]
     links = [f"[{name}](https://huggingface.co/{name})" for name in facts.base_models]
+    size = size_text(document["state"]["size_bytes"])
     sections = [
-        f"> Needs its base model {' or '.join(links)}: this is a delta of {_size(document['state']['size_bytes'])}, "
-        "not a model. It restores the quantized model on top of that checkpoint, bit for bit, and refuses any other.",
-        f"# {_plain(facts.repo.partition('/')[2])}",
+        f"> Needs its base model {' or '.join(links)}: this is a delta of {size}, not a model. "
+        "It restores the quantized model on top of that checkpoint, bit for bit, and refuses any other.",
+        f"# {plain(facts.repo.partition('/')[2])}",
         f"{_NAMES[weight]} weights, {_NAMES[activation]} activations (W{_BITS[weight]}A{_BITS[activation]}), made with "
-        f"`hfq`, recipe `{recipe['name']}`. " + _plain(recipe["description"]),
+        f"`hfq`, recipe `{recipe['name']}`. " + plain(recipe["description"]),
         "## Restore\n\n" + _restore(facts),
         "## Delta\n\n" + _delta(document),
         "## Base\n\n" + _base(document, facts),
         "## Routing\n\n" + _routing(document),
         "## Errors\n\n" + _errors(report),
-        "## Scores\n\n" + _scores(facts.scores),
+        "## Scores\n\n" + render_recorded(facts.recorded),
     ]
     return _front_matter(document, facts) + "\n" + "\n\n".join(section.strip() for section in sections) + "\n"
 
@@ -181,9 +171,9 @@ def _delta(document: Mapping[str, Any]) -> str:
         ("activations", _format(recipe["activation"])),
         ("stages", "; ".join(_stage(stage) for stage in recipe["stage"]) or "none"),
         ("calibration", _calibration(calibration)),
-        ("state file", f"{_size(state['size_bytes'])}, {state['tensors']} tensors, SHA-256 `{state['sha256']}`"),
+        ("state file", f"{size_text(state['size_bytes'])}, {state['tensors']} tensors, SHA-256 `{state['sha256']}`"),
     ]
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
 def _calibration(calibration: Mapping[str, Any] | None) -> str:
@@ -207,7 +197,13 @@ def _base(document: Mapping[str, Any], facts: CardFacts) -> str:
         f"`{commit}`, by SHA-256."
         for name, commit in facts.base_commits
     ]
-    return "\n\n".join([text, _table(("expert", "bf16 root", "tensors"), rows), *lines])
+    named = [name for name in facts.base_models if name not in dict(facts.base_commits)]
+    if named:
+        lines.append(
+            f"That {' or '.join(named)} holds these weights is what the uploader says: its files were not compared "
+            "with the base that this delta was made from. `hfq verify` compares."
+        )
+    return "\n\n".join([text, table(("expert", "bf16 root", "tensors"), rows), *lines])
 
 
 def _routing(document: Mapping[str, Any]) -> str:
@@ -220,8 +216,8 @@ def _routing(document: Mapping[str, Any]) -> str:
                 for site, entry in sites.items()
                 if (entry["rule"], entry["route"], entry["reason"]) == key and (match := _BLOCK.match(site))
             }
-            rows.append((role, key[1], str(count), str(len(found)), _plain(key[2])))
-    return _table(("expert", "route", "linears", "blocks", "reason"), rows)
+            rows.append((role, key[1], str(count), str(len(found)), plain(key[2])))
+    return table(("expert", "route", "linears", "blocks", "reason"), rows)
 
 
 def _errors(report: Mapping[str, Any] | None) -> str:
@@ -232,29 +228,12 @@ def _errors(report: Mapping[str, Any] | None) -> str:
         worst = max(expert["sites"].items(), key=lambda item: (item[1]["weight_nmse"], item[0]), default=None)
         worst_text = f"`{worst[0]}` {worst[1]['weight_nmse']:.2e}" if worst else "none"
         rows.append((role, _nmse(expert["weight_nmse"]), _nmse(expert["output_nmse"]), worst_text))
-    table = _table(("expert", "weights", "outputs of linears", "worst weight"), rows)
-    warnings = "".join(f"\n- {_plain(text)}" for text in report["warnings"])
+    experts = table(("expert", "weights", "outputs of linears", "worst weight"), rows)
+    warnings = "".join(f"\n- {plain(text)}" for text in report["warnings"])
     return (
         "Normalised mean squared error against the base, measured while converting; `report.json` has every linear."
-        f"\n\n{table}" + (f"\n\nWarnings:\n{warnings}" if warnings else "")
+        f"\n\n{experts}" + (f"\n\nWarnings:\n{warnings}" if warnings else "")
     )
-
-
-def _scores(scores: Sequence[Score]) -> str:
-    if not scores:
-        return "No scores of generated clips are recorded. Errors of weights do not say how clips look."
-    rows = [
-        (
-            _plain(score.metric),
-            f"{score.value:.4g}",
-            "" if score.base_value is None else f"{score.base_value:.4g}",
-            _plain(score.prompt_set),
-            _plain(score.suite),
-            str(score.videos),
-        )
-        for score in scores
-    ]
-    return _table(("metric", "delta", "base", "prompt set", "suite", "videos"), rows)
 
 
 def _format(spec: Mapping[str, Any]) -> str:
@@ -265,35 +244,14 @@ def _format(spec: Mapping[str, Any]) -> str:
 def _stage(stage: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in sorted(stage.items()) if key != "kind" and not isinstance(value, list | dict)}
     details = ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in shown.items())
-    return _plain(stage["kind"]) + (f" ({details})" if details else "")
+    return plain(stage["kind"]) + (f" ({details})" if details else "")
 
 
 def _value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else _plain(str(value))
+    return f"{value:g}" if isinstance(value, float) else plain(str(value))
 
 
 def _nmse(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2e}"
-
-
-def _size(size_bytes: int) -> str:
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _plain(text: str) -> str:
-    """Free text as one line of words: no markup, no line that begins a block, nothing that does not print."""
-    line = " ".join("".join(ch if ch.isprintable() else " " for ch in text).split())
-    # GitHub's dialect, which the Hub speaks, makes bare addresses links.
-    return _MARKUP.sub(r"\\\1", line).replace("://", ":\\/\\/").replace("www.", "www\\.")

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -27,8 +27,9 @@ from hfq.schema.errors import (
 from ..folder import read_delta_folder
 from ..text import display_id
 from .address import MAIN, check_repo, check_revision, is_commit, tag_of
-from .card import Score, card_facts, render_card
+from .card import card_facts, render_card
 from .card_check import check_card
+from .card_scores import Recorded
 from .client import Hub, open_hub
 from .files import CARD, DOCUMENT, NAMES, PROVENANCE, REPORT, STATE
 from .listing import Digests, Listing, digests_of, read_listing
@@ -93,7 +94,7 @@ def push(
     base_model: str | Sequence[str],
     license: str,
     pipeline_tag: str | None = None,
-    scores: Iterable[Score] = (),
+    recorded: Recorded | None = None,
     base_commits: Mapping[str, str] | None = None,
     private: bool = False,
     revision: str | None = None,
@@ -110,6 +111,7 @@ def push(
         base_model: repositories of the checkpoint that the delta needs.
         license: the Hub's identifier, for example `apache-2.0`.
         pipeline_tag: None takes that of the model's kind.
+        recorded: what a registry knows of the delta's clips, for the card; None where none knows the delta.
         base_commits: base repository -> commit that is known to hold the base; the card links it.
         private: of a repository that is made; an existing one must not be public then.
         revision: a branch, made if it is not there; None is main.
@@ -128,7 +130,7 @@ def push(
     if is_commit(branch):
         raise UsageError("a commit cannot be added to", expected="a branch", found=branch)
     hub = open_hub(endpoint, token)
-    with _packed(folder, repo, branch, base_model, license, pipeline_tag, scores, base_commits, create_pr) as parcel:
+    with _packed(folder, repo, branch, base_model, license, pipeline_tag, recorded, base_commits, create_pr) as parcel:
         if dry_run:
             url = f"{hub.endpoint}/{repo}/tree/{branch}"
             return Pushed(repo, parcel.id, None, None, parcel.files, url, True, parcel.card, hub.endpoint)
@@ -156,7 +158,7 @@ def _packed(
     base_model: str | Sequence[str],
     license: str,
     pipeline_tag: str | None,
-    scores: Iterable[Score],
+    recorded: Recorded | None,
     base_commits: Mapping[str, str] | None,
     create_pr: bool,
 ) -> Iterator[_Parcel]:
@@ -184,7 +186,7 @@ def _packed(
             license=license,
             pipeline_tag=pipeline_tag,
             revision=pinned,
-            scores=scores,
+            recorded=recorded,
             base_commits=base_commits,
         ),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import ScoreFileError
 
-from .full_info import parse_full_info
+from .full_info import FullInfo, read_full_info
 from .opens2v import is_opens2v, parse_opens2v
+from .ranges import check_values
 from .values import MetricScores
 from .vbench import is_vbench, parse_vbench
 from .vbench_i2v import is_vbench_i2v, parse_vbench_i2v
@@ -33,13 +35,18 @@ def read_score_file(
         MissingPathError, UnreadableFileError
         MalformedFileError and its subclasses: no JSON, too large, a number that JSON does not have (NaN).
         ScoreFileError, UnknownMetricError, DuplicateVideoError: no file of a known suite, or a damaged one.
+        ScoreRangeError: a value that its metric cannot have, such as a percentage.
     """
     location = Path(path)
     document = parse_json(read_bytes(location), str(location))
-    info = None
-    if full_info is not None:
-        place = Path(full_info)
-        info = parse_full_info(parse_json(read_bytes(place), str(place)), str(place))
+    info = None if full_info is None else read_full_info(full_info)
+    found = _parse(document, info, prompt_set, location)
+    for metric in found:
+        check_values(metric, str(location))
+    return found
+
+
+def _parse(document: Any, info: FullInfo | None, prompt_set: str | None, location: Path) -> list[MetricScores]:
     if is_vbench(document):
         parse = parse_vbench_i2v if is_vbench_i2v(document, info) else parse_vbench
         return parse(document, info, prompt_set, str(location))

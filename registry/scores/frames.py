@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from hfq.registry.clips.stream import StreamDigest
 from hfq.schema.errors import (
     MalformedFileError,
     MissingDependencyError,
@@ -17,7 +19,7 @@ from hfq.schema.errors import (
     UnreadableFileError,
 )
 
-__all__ = ["MAX_DECODED_BYTES", "SUFFIXES", "Frames", "list_clips", "read_frames"]
+__all__ = ["MAX_DECODED_BYTES", "SUFFIXES", "Frames", "decoded_digest", "list_clips", "read_frames"]
 
 Frames = npt.NDArray[np.uint8]
 """[frames, height, width, 3], RGB."""
@@ -52,6 +54,31 @@ def read_frames(path: Path, *, limit: int = MAX_DECODED_BYTES) -> Frames:
         MalformedFileError: no video, or frames of changing size. TooLargeError: more than `limit` bytes of frames.
         MissingDependencyError: PyAV is not installed.
     """
+    frames: list[Frames] = []
+    for frame in _decode(path, limit):
+        picture = frame.to_ndarray(format="rgb24")
+        if frames and picture.shape != frames[0].shape:
+            raise MalformedFileError("frames of changing size", where=path)
+        frames.append(picture)
+    if not frames:
+        raise MalformedFileError("a video without frames", where=path)
+    return np.stack(frames)
+
+
+def decoded_digest(path: Path, *, limit: int = MAX_DECODED_BYTES) -> str:
+    """The digest of a clip's decoded frames (`StreamDigest`), whatever its container.
+
+    Raises:
+        what `read_frames` raises.
+    """
+    digest = StreamDigest()
+    for frame in _decode(path, limit):
+        digest.update(frame)
+    return digest.hexdigest()
+
+
+def _decode(path: Path, limit: int) -> Iterator[Any]:
+    """The `av.VideoFrame`s of a file."""
     try:
         import av
     except ImportError as error:
@@ -64,29 +91,19 @@ def read_frames(path: Path, *, limit: int = MAX_DECODED_BYTES) -> Frames:
         raise MissingPathError("no such file", where=path, found=error.strerror) from None
     if not stat.S_ISREG(mode):
         raise UnreadableFileError("not a regular file", where=path)
+    held = 0
     try:
         with av.open(str(path)) as container:
-            frames = _decode(container, path, limit)
+            if not container.streams.video:
+                raise MalformedFileError("no video stream", where=path)
+            for frame in container.decode(video=0):
+                held += frame.width * frame.height * 3
+                if held > limit:
+                    raise TooLargeError(
+                        "a clip of too many pixels", where=path, expected=f"at most {limit} bytes of frames"
+                    )
+                yield frame
     except PermissionError as error:
         raise UnreadableFileError("cannot be opened", where=path, found=error.strerror) from None
     except av.error.FFmpegError as error:
         raise MalformedFileError("not a video that can be decoded", where=path, found=error.strerror) from None
-    if not frames:
-        raise MalformedFileError("a video without frames", where=path)
-    return np.stack(frames)
-
-
-def _decode(container: Any, path: Path, limit: int) -> list[Frames]:
-    if not container.streams.video:
-        raise MalformedFileError("no video stream", where=path)
-    frames: list[Frames] = []
-    held = 0
-    for frame in container.decode(video=0):
-        held += frame.width * frame.height * 3
-        if held > limit:
-            raise TooLargeError("a clip of too many pixels", where=path, expected=f"at most {limit} bytes of frames")
-        picture = frame.to_ndarray(format="rgb24")
-        if frames and picture.shape != frames[0].shape:
-            raise MalformedFileError("frames of changing size", where=path)
-        frames.append(picture)
-    return frames

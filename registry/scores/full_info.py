@@ -6,16 +6,27 @@ A VBench file is a list of `{prompt_en, dimension, video_list}`, in VBench-I2V w
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from hfq.schema.errors import ScoreFileError
+from hfq.schema.documents import parse_json, read_bytes
+from hfq.schema.errors import MalformedFileError, ScoreFileError, TrailingBytesError, TruncatedFileError
 
 from .values import VideoScore, match_key, prompt_hash, split_sample, video_stem
 
-__all__ = ["OPENS2V_CLASSES", "FullInfo", "PromptInfo", "infer_prompt_set", "make_video", "parse_full_info"]
+__all__ = [
+    "OPENS2V_CLASSES",
+    "FullInfo",
+    "PromptInfo",
+    "infer_prompt_set",
+    "make_video",
+    "parse_full_info",
+    "read_full_info",
+]
 
 OPENS2V_CLASSES: Final = (
     "singleobj", "singlehuman", "singleface", "multiobject", "humanobj", "faceobj", "multiface", "multihuman",
@@ -45,6 +56,29 @@ class FullInfo:
         """By the listed video, else by the prompt in the file name."""
         listed = self.videos.get(match_key(stem))
         return listed or self.prompts.get(match_key(split_sample(stem)[0])) or self.prompts.get(match_key(stem))
+
+
+def read_full_info(path: str | os.PathLike[str]) -> FullInfo:
+    """Prompts of a file of either shape.
+
+    Raises:
+        MissingPathError, UnreadableFileError, TooLargeError, DuplicateKeyError
+        ScoreFileError: no JSON, such as a prompt file of `hfq generate`; neither shape; one video under two prompts.
+    """
+    place = Path(path)
+    data = read_bytes(place)
+    try:
+        document = parse_json(data, str(place))
+    except MalformedFileError as error:
+        if type(error) not in (MalformedFileError, TrailingBytesError, TruncatedFileError):
+            raise
+        raise ScoreFileError(
+            f"not a suite's prompt file: {error.what}",
+            where=place,
+            expected="VBench's JSON list of {prompt_en, video_list}, or OpenS2V's JSON object of ids",
+            todo="a prompt file of `hfq generate` is not needed here: clips say themselves which prompt they show",
+        ) from None
+    return parse_full_info(document, str(place))
 
 
 def parse_full_info(document: Any, where: str) -> FullInfo:

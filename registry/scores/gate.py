@@ -10,21 +10,26 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from hfq.schema.errors import GateFailedError
 
 from .paired import Pair, Pairs, retained
 from .policy import Gate, Policy, Workload
-from .settings import SettingDifference
-from .values import ReviewCounts
+from .ranges import is_possible, limits_of, limits_text
+from .settings import BLOCKING, SettingDifference
+from .values import ReviewCounts, set_labels
 
 __all__ = ["Check", "CheckKind", "Evidence", "GateResult", "accepted_bound", "evaluate", "require_passed"]
 
 
 CheckKind = Literal[
-    "settings", "metric", "videos", "prompts", "paired", "retained", "category", "content-class", "review"
+    "settings", "metric", "plausible", "videos", "prompts", "paired", "retained", "category", "content-class", "review"
 ]
+
+MAX_RATIO: Final = 2.0
+"""Ours. Quantization does not double a score: a ratio above is one of two scales, of a base too bad to be held against,
+or of noise that a metric takes for motion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +90,21 @@ def evaluate(policy: Policy, workload: str, evidence: Evidence, *, content_class
     rules = policy.workload(workload)
     categories = tuple(dict.fromkeys([*rules.required_categories, *([content_class] if content_class else [])]))
     checks = [*_settings(evidence), *_content_class(rules, content_class)]
-    notes = [f"setting {difference}" for difference in evidence.settings if difference.kind != "decisive"]
+    notes = [f"setting {difference}" for difference in evidence.settings if difference.kind not in BLOCKING]
+    labels = set_labels(part.prompt_set for part in evidence.pairs)
     for gate in rules.gates:
         fitting = [part for part in evidence.pairs if part.metric == gate.metric and part.metric_suite in gate.suites]
         if not fitting:
             text = f"{gate.metric} of {' or '.join(gate.suites)}: not measured"
             checks.append(Check("metric", gate.metric, False, None, gate.min_retained, text))
         for part in fitting:
+            name = f"{part.metric_suite} {part.metric}{labels[part.prompt_set]}"
             pairs, left_out, unhashed = _held_out(part.pairs, evidence.seen) if rules.held_out else (part.pairs, 0, 0)
             if left_out:
-                notes.append(f"{_name(part)}: {left_out} videos left out, their prompts were calibrated or selected on")
+                notes.append(f"{name}: {left_out} videos left out, their prompts were calibrated or selected on")
             if unhashed:
-                notes.append(f"{_name(part)}: {unhashed} videos of unknown prompt, overlap cannot be ruled out")
-            checks += _gate(rules, gate, part, pairs, categories, policy.confidence)
+                notes.append(f"{name}: {unhashed} videos of unknown prompt, overlap cannot be ruled out")
+            checks += _gate(rules, gate, name, part, pairs, categories, policy.confidence)
     checks += _review(rules, evidence.review, policy.confidence)
     return GateResult(
         policy.id, rules.name, all(check.passed for check in checks), tuple(checks), tuple(notes), _conditions(rules)
@@ -130,9 +137,11 @@ def accepted_bound(accepted: int, reviewed: int, confidence: float) -> float:
 
 def _settings(evidence: Evidence) -> Iterator[Check]:
     for difference in evidence.settings:
-        if difference.kind == "decisive":
-            text = f"generated with other settings than the base: {difference}"
-            yield Check("settings", difference.name, False, None, None, text)
+        if difference.kind in BLOCKING:
+            what = "generated with other settings than the base"
+            if difference.kind == "one-sided":
+                what = "not known to be generated with the base's settings"
+            yield Check("settings", difference.name, False, None, None, f"{what}: {difference}")
 
 
 def _content_class(rules: Workload, content_class: str | None) -> Iterator[Check]:
@@ -146,14 +155,16 @@ def _held_out(pairs: Sequence[Pair], seen: frozenset[str]) -> tuple[tuple[Pair, 
     return kept, len(pairs) - len(kept), sum(pair.prompt_sha256 is None for pair in kept)
 
 
-def _name(part: Pairs) -> str:
-    return f"{part.metric_suite} {part.metric}" + (f" on {part.prompt_set}" if part.prompt_set else "")
-
-
 def _gate(
-    rules: Workload, gate: Gate, part: Pairs, pairs: Sequence[Pair], categories: Sequence[str], confidence: float
+    rules: Workload,
+    gate: Gate,
+    name: str,
+    part: Pairs,
+    pairs: Sequence[Pair],
+    categories: Sequence[str],
+    confidence: float,
 ) -> Iterator[Check]:
-    name = _name(part)
+    yield from _implausible(name, part, confidence)
     scored = len(part.pairs) + len(part.only_second)
     share = len(part.pairs) / scored if scored else 0.0
     yield Check(
@@ -170,6 +181,25 @@ def _gate(
         yield _count("category", label, len(members), rules.min_category_videos)
         if gate.each_category:
             yield _retained("category", label, gate, members, part, confidence)
+
+
+def _implausible(name: str, part: Pairs, confidence: float) -> Iterator[Check]:
+    """Values that the metric cannot have, and a variant too much better than its base: no figure of these can pass."""
+    limits = limits_of(part.metric_suite, part.metric)
+    for side, values in (
+        ("variant", [pair.first for pair in part.pairs]), ("base", [pair.second for pair in part.pairs]),
+    ):  # fmt: skip
+        wrong = [] if limits is None else [value for value in values if not is_possible(value, limits)]
+        if limits is not None and wrong:
+            text = (
+                f"{name}: {len(wrong)} values of the {side} are outside {limits_text(limits)}, such as {wrong[0]:g}; "
+                "import them again on the metric's own scale"
+            )
+            yield Check("plausible", name, False, wrong[0], None, text)
+    ratio = retained(part.pairs, part.direction, confidence=confidence, resamples=1).ratio
+    if ratio is not None and ratio > MAX_RATIO:
+        text = f"{name}: {ratio:.4g} times the base, over the {MAX_RATIO:g} that is plausible: compare the two scales"
+        yield Check("plausible", name, False, ratio, MAX_RATIO, text)
 
 
 def _count(kind: Literal["videos", "prompts", "category"], name: str, found: int, needed: int) -> Check:

@@ -70,10 +70,18 @@ class FrameSimilarity:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`variant`: all metrics. `reference`: the reference's own ones, to pair with. Clips without a counterpart."""
+    """What the clips of two folders give.
+
+    Args:
+        variant: all metrics. reference: the reference's own ones, to pair with.
+        stems: the variant's measured clips. identical: those that have exactly the pixels of their reference.
+        only_clips, only_reference: clips without a counterpart.
+    """
 
     variant: list[MetricScores]
     reference: list[MetricScores]
+    stems: tuple[str, ...]
+    identical: tuple[str, ...]
     only_clips: tuple[str, ...]
     only_reference: tuple[str, ...]
 
@@ -212,6 +220,7 @@ def measure_folders(
         )  # fmt: skip
     variant: dict[str, dict[str, float | None]] = {name: {} for name in SCALES}
     base: dict[str, dict[str, float | None]] = {name: {} for name in SCALES if name not in ("psnr", "ssim")}
+    identical: list[str] = []
     for key in common:
         stem = ours[key].stem
         if progress is not None:
@@ -223,6 +232,8 @@ def measure_folders(
             raise ClipMismatchError(
                 error.what, where=ours[key], expected=error.expected, found=error.found, todo=error.todo
             ) from None
+        if np.array_equal(frames, target):
+            identical.append(stem)
         for table, clip in ((variant, frames), (base, target)):
             table["temporal_flicker"][stem] = temporal_flicker(clip)
             similarity = frame_similarity(clip)
@@ -233,6 +244,8 @@ def measure_folders(
     return Measured(
         variant=[_scores(name, values, named, info) for name, values in variant.items()],
         reference=[_scores(name, values, named, info) for name, values in base.items()],
+        stems=tuple(stems),
+        identical=tuple(identical),
         only_clips=tuple(path.stem for key, path in ours.items() if key not in theirs),
         only_reference=tuple(path.stem for key, path in theirs.items() if key not in ours),
     )

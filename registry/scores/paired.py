@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hfq.schema.errors import NotComparableError
 
-from .values import Direction, MetricScores
+from .values import Direction, MetricScores, set_name
 
 __all__ = ["Comparison", "Difference", "Interval", "Pair", "Pairs", "Retained", "compare", "pair_scores", "retained"]
 
@@ -102,12 +102,14 @@ def pair_scores(first: MetricScores, second: MetricScores) -> Pairs:
     """The videos that both sides have, matched by key.
 
     Raises:
-        NotComparableError: another metric, suite, direction or stated prompt set; nothing in common; a video of two
-            prompts.
+        NotComparableError: another metric, suite, direction or prompt set (one without a name is a set of its own);
+            nothing in common; a video of two prompts.
     """
     for what in ("metric", "metric_suite", "direction", "prompt_set"):
         found, expected = getattr(first, what), getattr(second, what)
-        if found != expected and not (what == "prompt_set" and None in (found, expected)):
+        if found != expected:
+            if what == "prompt_set":
+                expected, found = set_name(expected), set_name(found)
             raise NotComparableError("not the same measure", where=what, expected=expected, found=found)
     ours = {video.key: video for video in first.videos}
     theirs = {video.key: video for video in second.videos}
@@ -128,7 +130,7 @@ def pair_scores(first: MetricScores, second: MetricScores) -> Pairs:
         group = (one if one.prompt_sha256 else other).group
         pairs.append(Pair(one.stem, group, sha256, one.category or other.category, one.value, other.value))
     return Pairs(
-        prompt_set=first.prompt_set or second.prompt_set,
+        prompt_set=first.prompt_set,
         metric_suite=first.metric_suite,
         metric=first.metric,
         direction=first.direction,

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final, Literal
 
 from hfq.schema.errors import DuplicateVideoError, MeasurementError
@@ -25,6 +26,8 @@ __all__ = [
     "count_reviews",
     "match_key",
     "prompt_hash",
+    "set_labels",
+    "set_name",
     "split_sample",
     "video_stem",
 ]
@@ -37,6 +40,12 @@ SettingValue = str | int | float | bool | None
 UNITS: Final[Mapping[Quantity, str]] = {"latency": "s/clip", "peak-memory": "bytes", "throughput": "clips/h"}
 
 _VIDEO_SUFFIX: Final = re.compile(r"\.(mp4|mkv|mov|webm|avi|gif|m4v)$", re.IGNORECASE)
+_MAX_ROUNDING: Final = 0.005
+"""Half a unit of the second decimal: `0.9` and `1.0` may have been written from exact numbers."""
+
+_MIN_ROUNDING: Final = 1e-5
+"""Means in single precision."""
+
 _SAMPLE: Final = re.compile(r"(.+)-(\d{1,4})", re.DOTALL)
 
 
@@ -103,6 +112,15 @@ class MetricScores:
         """
         return math.fsum(video.value for video in self.videos) / len(self.videos) if self.videos else None
 
+    @property
+    def stated_agrees(self) -> bool | None:
+        """Whether the file's own aggregate is the mean over its videos, as far as it was rounded; None without both."""
+        if self.stated is None or self.recomputed is None:
+            return None
+        exponent = Decimal(repr(self.stated)).as_tuple().exponent
+        half = 0.5 * 10.0**exponent if isinstance(exponent, int) else 0.0
+        return abs(self.stated - self.recomputed) <= min(_MAX_ROUNDING, max(_MIN_ROUNDING, half))
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -156,6 +174,18 @@ def count_reviews(outcomes: Iterable[ReviewOutcome], stems: Iterable[str]) -> Re
         if key in clips:
             decisions[key] = decisions.get(key, True) and outcome.accepted
     return ReviewCounts(len(clips), len(decisions), sum(decisions.values()))
+
+
+def set_name(prompt_set: str | None) -> str:
+    """A prompt set in a sentence; scores that name none are a set of their own."""
+    return "an unnamed prompt set" if prompt_set is None else repr(prompt_set)
+
+
+def set_labels(prompt_sets: Iterable[str | None]) -> dict[str | None, str]:
+    """What to write behind a metric so that sets shown together can be told apart: nothing where none has a name."""
+    found = set(prompt_sets)
+    unnamed = "" if found <= {None} else " (no prompt set named)"
+    return {name: unnamed if name is None else f" on {name}" for name in found}
 
 
 def video_stem(path: str) -> str:

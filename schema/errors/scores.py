@@ -24,6 +24,7 @@ __all__ = [
     "NotComparableError",
     "PolicyError",
     "ScoreFileError",
+    "ScoreRangeError",
     "SettingsDifferError",
     "UnknownMetricError",
     "UnknownScoresError",
@@ -35,6 +36,12 @@ class ScoreFileError(MalformedFileError):
     """A score file, or the prompt file beside it, of no known shape."""
 
     code = "score-file"
+
+
+class ScoreRangeError(MalformedFileError):
+    """A value that its metric cannot have, such as a percentage of a share."""
+
+    code = "score-range"
 
 
 class UnknownMetricError(MalformedFileError):

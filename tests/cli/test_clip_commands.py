@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def test_another_name_for_registered_frames_is_refused(
     clip = made(home / "clip.mp4")
     assert run(["stamp", str(clip), "--variant", delta, "-o", str(home / "a.mp4")]) == 0
     assert run(["stamp", str(clip), "--variant", str(home / "other"), "-o", str(home / "b.mp4")]) == 3
-    assert "contradicted-claim" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "contradicted-claim" in err
+    assert f"these frames are registered as delta:{delta[:12]}, you said delta:" in err
     assert not (home / "b.mp4").exists()
 
 
@@ -148,7 +151,82 @@ def test_a_generated_clip_says_what_made_it_and_is_recorded(
     assert (code, found["recorded"], found["signed"]) == (0, True, False)
     code, found = document(capsys, *common, "-o", str(home / "base.mp4"), "--no-record")
     assert (code, found["recorded"]) == (0, False)
+    assert found["kept"] is False
     code, found = document(capsys, "audit", str(home / "q.mp4"))
     assert (code, found["variant"]) == (0, {"kind": "delta", "id": delta_id})
     code, found = document(capsys, "audit", str(home / "base.mp4"))
     assert (code, found["rungs"][3]["variants"][0]["kind"]) == (5, "base")
+
+
+def test_an_output_of_another_container_is_named_as_it_was_typed(
+    home: Path, delta: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["keys", "init"]) == 0
+    clip, out = made(home / "clip.mp4"), home / "a.mkv"
+    before = sorted(home.iterdir())
+    capsys.readouterr()
+    assert run(["stamp", str(clip), "--variant", delta, "-o", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"hfq: {out}: the copy keeps the container of its input")
+    assert ".hfq-stamp-" not in err
+    assert sorted(home.iterdir()) == before
+
+
+@pytest.mark.parametrize("broken", ["folder", "file"])
+def test_an_audit_without_its_trusted_authorities_climbs_the_other_rungs(
+    broken: str, home: Path, delta: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["keys", "init"]) == 0
+    out = home / "signed.mp4"
+    assert run(["stamp", str(made(home / "clip.mp4")), "--variant", delta, "-o", str(out)]) == 0
+    anchors = home / "config" / "hfq" / "anchors"
+    if broken == "folder":
+        anchors.write_text("no folder")
+    else:
+        anchors.mkdir()
+        (anchors / "a.pem").write_text("no certificate")
+    capsys.readouterr()
+    code, found = document(capsys, "audit", str(out))
+    assert (code, found["variant"]) == (0, {"kind": "delta", "id": delta})
+    assert [rung["state"] for rung in found["rungs"]] == ["not-checked", "confirmed", "confirmed", "hint", "hint"]
+    assert str(anchors) in found["rungs"][0]["detail"]
+    # Unsigned, there is nothing to check; changed, no authority is needed to see that.
+    code, found = document(capsys, "audit", str(strip(out, home / "stripped.mp4")))
+    assert (code, found["rungs"][0]["state"]) == (0, "absent")
+    data = bytearray(out.read_bytes())
+    data[data.rindex(b"mdat") + 40] ^= 1
+    (home / "changed.mp4").write_bytes(data)
+    code, found = document(capsys, "audit", str(home / "changed.mp4"))
+    assert (code, found["rungs"][0]["state"]) == (3, "invalid")
+
+
+def test_a_clip_that_may_not_be_read_is_unreadable(
+    home: Path, delta: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = made(home / "clip.mp4")
+    access, opened = os.access, os.open
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(path) == clip:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    # Whoever runs the tests as root may read everything.
+    monkeypatch.setattr(os, "access", lambda path, *a, **k: Path(path) != clip and access(path, *a, **k))
+    monkeypatch.setattr(os, "open", refuse)
+    for arguments in (["audit", str(clip)], ["stamp", str(clip), "--variant", delta, "-o", str(home / "a.mp4")]):
+        assert run(arguments) == 1
+        assert "[unreadable]" in capsys.readouterr().err
+
+
+def test_what_is_no_certificate_is_named_in_our_words(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "init"]) == 0
+    (home / "note.txt").write_text("hello")
+    key = home / "config" / "hfq" / "keys" / "ca.key.pem"
+    for path, found in ((key, "a private key"), (home / "note.txt", "no PEM file")):
+        capsys.readouterr()
+        assert run(["keys", "trust", str(path)]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"hfq: {path}: no certificate; expected PEM certificates, found {found}")
+        assert "http" not in err
+        assert "cryptography" not in err.lower()

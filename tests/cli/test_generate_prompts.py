@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
+import hfq
 from hfq.cli import run
 from hfq.convert.tiny.pipeline import WEIGHTS
 from hfq.registry.clips.stream import open_clip
@@ -15,7 +18,7 @@ from hfq.registry.clips.tag import read_tag
 
 PROMPTS = (
     "a red circle moving left over a black background\n"
-    '{"prompt": "a blue square moving up over a white background", "id": "square"}\n'
+    '{"prompt": "a blue square moving up over a white background", "id": "square", "category": "shapes"}\n'
 )
 SETTINGS = ("--steps", "4", "--seed", "3")
 
@@ -41,7 +44,7 @@ def test_a_folder_of_clips(prompts: Path, tmp_path: Path, capsys: pytest.Capture
     with open_clip(out / "square.mp4") as clip:
         found = read_tag(clip)
     assert found is not None
-    assert (found.seed, found.settings["steps"], found.delta) == (3, 4, None)
+    assert (found.seed, found.settings["steps"], found.delta, found.category) == (3, 4, None, "shapes")
     assert isinstance(found.settings["scheduler"], str)
 
     # The same prompt alone gives the same frames: no clip depends on those made before it.
@@ -65,11 +68,127 @@ def test_a_folder_of_clips(prompts: Path, tmp_path: Path, capsys: pytest.Capture
     assert "001.mp4: the clip that is there was made otherwise" in capsys.readouterr().err
 
 
+def encode_again(clip: Path) -> None:
+    """The same size, length, rate and tag; other bytes and frames."""
+    source, out = clip, clip.with_name("again.mp4")
+    with av.open(str(source)) as found, av.open(str(out), "w", format="mp4") as copy:
+        copy.metadata["comment"] = found.metadata["comment"]
+        stream: Any = copy.add_stream("libx264", rate=found.streams.video[0].average_rate, options={"crf": "40"})
+        stream.width, stream.height, stream.pix_fmt = (
+            found.streams.video[0].width,
+            found.streams.video[0].height,
+            "yuv420p",
+        )
+        for frame in found.decode(video=0):
+            copy.mux(stream.encode(frame))
+        copy.mux(stream.encode())
+    out.replace(clip)
+
+
+def test_resume_keeps_what_would_be_written_and_nothing_else(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clips"
+    assert generate("--prompts", prompts, *SETTINGS, "--zoom", 2, "--fps", 8, "-o", out) == 0
+    again = ("--prompts", prompts, *SETTINGS, "-o", out, "--resume")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        assert generate(*arguments) == 2
+        return capsys.readouterr().err
+
+    assert "expected picture 72x72, found picture 48x48" in refused(*again, "--zoom", 3, "--fps", 8)
+    assert "expected fps 6, found fps 8" in refused(*again, "--zoom", 2, "--fps", 6)
+    said = refused("--prompts", prompts, "--steps", 5, "--seed", 4, "-o", out, "--resume", "--zoom", 2, "--fps", 8)
+    assert "expected steps 5, seed 4, expert steps" in said
+    assert "found steps 4, seed 3, expert steps" in said
+    other = tmp_path / "other.txt"
+    other.write_text("a red circle moving right over a black background\n", "utf-8")
+    said = refused("--prompts", other, *again[2:], "--zoom", 2, "--fps", 8)
+    assert "expected prompt sha256" in said
+    assert "found prompt sha256" in said
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    # The tag survives a re-encode; the bytes do not.
+    encode_again(out / "001.mp4")
+    assert "001.mp4: the clip that is there says what is asked for, and its bytes are not known" in refused(
+        *again, "--zoom", 2, "--fps", 8
+    )
+    # Half a file cannot come from an interrupted run, but it can from a broken copy.
+    (out / "001.mp4").write_bytes(before["001.mp4"][:-500])
+    capsys.readouterr()
+    assert generate(*again, "--zoom", 2, "--fps", 8) == 1
+    assert "remove it, and it is made again" in capsys.readouterr().err
+    (out / "001.mp4").write_bytes(before["001.mp4"])
+    assert generate(*again, "--zoom", 2, "--fps", 8) == 0
+    # Without the journal and without a registry nothing vouches for the bytes.
+    (out / ".hfq-clips.jsonl").unlink()
+    assert "its bytes are not known" in refused(*again, "--zoom", 2, "--fps", 8)
+
+
+def test_a_registry_vouches_for_clips_and_a_resumed_run_says_what_is_true(
+    prompts: Path, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hfq.open_checkpoint(tiny_weights) as base, hfq.quantize(base, "rtn-hif8", out=tmp_path / "delta") as delta:
+        delta_id = hfq.open_registry().register(delta.path)
+    assert run(["keys", "init"]) == 0
+    out = tmp_path / "clips"
+    arguments = ("--delta", delta_id, "--prompts", prompts, "--steps", 2, "-o", out, "--json")
+    assert generate(*arguments) == 0
+    (out / "square.mp4").unlink()
+    (out / ".hfq-clips.jsonl").unlink()
+    capsys.readouterr()
+    assert generate(*arguments, "--resume") == 0
+    clips = json.loads(capsys.readouterr().out)["clips"]
+    assert [(clip["kept"], clip["signed"], clip["recorded"]) for clip in clips] == [
+        (True, True, True),
+        (False, True, True),
+    ]
+
+
+def test_ctrl_c_says_how_to_go_on(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hfq.clip_maker import ClipMaker
+
+    make, out = ClipMaker.make, tmp_path / "clips"
+
+    def interrupted(maker: ClipMaker, prompt: Any, place: Path, output: Any) -> Any:
+        if place.name == "square.mp4":
+            raise KeyboardInterrupt
+        return make(maker, prompt, place, output)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipMaker, "make", interrupted)
+        assert generate("--prompts", prompts, "--steps", 2, "-o", out) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"hfq: {out}: interrupted; 1 of 2 clips are there; go on with --resume [interrupted]"
+    )
+    assert generate("--prompts", prompts, "--steps", 2, "-o", out, "--resume") == 0
+
+
+def test_of_two_runs_into_one_folder_one_is_refused(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hfq.clip_maker import ClipMaker
+
+    begin, out = ClipMaker.__init__, tmp_path / "clips"
+
+    def second(maker: ClipMaker, *arguments: Any) -> None:
+        begin(maker, *arguments)
+        os.mkdir(out)  # the other run, while this one read its weights
+
+    monkeypatch.setattr(ClipMaker, "__init__", second)
+    assert generate("--prompts", prompts, "--steps", 2, "-o", out) == 2
+    assert "[output-exists]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "what should the clip show?"),
-        (("--prompt", "x", "--prompts", "prompts.txt"), "what should the clip show?"),
+        ((), "say what the clip shows, once; expected either --prompt TEXT or --prompts FILE"),
+        (("--prompt", "x", "--prompts", "prompts.txt"), "say what the clip shows, once"),
         (("--prompt", "x", "--resume"), "--resume goes on with a set of clips"),
         (("--prompts", "prompts.txt", "-o", "clips.mp4"), "a clip of every prompt goes into a folder"),
         (("--prompts", "prompts.txt", "-o", "gone/clips"), "the folder for the output does not exist"),
@@ -98,4 +217,15 @@ def test_an_id_that_is_no_file_name_is_not_used_as_one(
     prompts.write_text('{"prompt": "a red circle moving left over a black background", "id": "../../x"}\n', "utf-8")
     out = tmp_path / "clips"
     assert generate("--prompts", prompts, "--steps", 2, "-o", out) == 0
-    assert [path.name for path in out.iterdir()] == ["001.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == [".hfq-clips.jsonl", "001.mp4"]
+    assert "'../../x' (001.mp4)" in capsys.readouterr().err
+
+
+def test_a_category_that_no_clip_can_hold_is_refused_before_any_work(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"prompt": "a red circle moving left over a black background", "category": "x" * 81}
+    prompts.write_text(json.dumps(line), "utf-8")
+    assert generate("--prompts", prompts, *SETTINGS, "-o", tmp_path / "clips") == 2
+    assert "a category that is too long for a clip; expected at most 80 characters, found 81" in capsys.readouterr().err
+    assert not (tmp_path / "clips").exists()

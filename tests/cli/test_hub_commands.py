@@ -12,10 +12,12 @@ import pytest
 
 import hfq
 from hfq.cli import run
+from hfq.registry.clips.clip_document import Variant
 
 REGISTRY_TESTS = Path(__file__).parents[1] / "registry"
 sys.path[:0] = [str(REGISTRY_TESTS), str(REGISTRY_TESTS / "hub")]
 
+from scored import score  # noqa: E402
 from stand_in import TOKEN, StandIn  # noqa: E402
 
 REPO = "someone/small-delta"
@@ -81,3 +83,35 @@ def test_bad_input_gets_its_exit_code_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert run([str(small_delta) if part == "DELTA" else part for part in arguments]) == code
     assert not (tmp_path / "copy").exists()
+
+
+def test_the_card_has_what_the_registry_has(
+    hub: StandIn, small_delta: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def card(*arguments: str) -> tuple[str, str]:
+        capsys.readouterr()
+        assert run(["push", *arguments, REPO, *BASE, "--dry-run", "--json"]) == 0
+        out, err = capsys.readouterr()
+        return json.loads(out)["card"], err
+
+    text, err = card(str(small_delta))
+    assert "This card carries no scores: it was made without a registry that knows the delta." in text
+    assert "Wan-AI/Wan2.2-T2V-A14B: its files were not compared with the delta's base" in err
+    assert "--base-hub Wan-AI/Wan2.2-T2V-A14B compares them" in err
+
+    registry = hfq.open_registry()
+    delta = Variant("delta", registry.register(small_delta, aliases=["small@test"]))
+    base = Variant("base", registry.get(delta.id).base.id)
+    assert "No scores of generated clips are recorded." in card("small@test")[0]
+    prompts = [f"{n:064x}" for n in range(3)]
+    # Beside the base's mean only where that is of the same videos: of one more it is another mean.
+    score(registry, delta, [0.9, 0.8, 0.7], prompts=prompts, prompt_set="mine")
+    score(registry, base, [0.9, 0.9, 0.9], prompts=prompts, prompt_set="mine")
+    score(registry, delta, [0.5, 0.5, 0.5], prompts=prompts, name="motion_smoothness")
+    score(registry, base, [0.5] * 4, prompts=[*prompts, f"{3:064x}"], name="motion_smoothness")
+    assert run(["score", "add", "small@test", "--latency", "41.5", "--device", "H200", "--kernels", "simulated"]) == 0
+    text, _ = card("small@test")
+    assert "| subject\\_consistency | 0.8 | 0.9 | mine | vbench | 3 |" in text
+    assert "| motion\\_smoothness | 0.5 |  | not named | vbench | 3 |" in text
+    assert "| latency | 41.5 s/clip | H200 | simulated | not recorded |" in text
+    assert "\nPrompts: " in text

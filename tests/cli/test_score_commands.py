@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
@@ -19,8 +17,6 @@ from score_files import entry, write
 
 import hfq
 from hfq.cli import run
-from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
-from hfq.registry.clips.tag import write_tag
 
 Capture = pytest.CaptureFixture[str]
 SETTINGS = {"steps": 40, "guidance": 5.0, "shift": 5.0, "frames": 81, "height": 480, "width": 832, "scheduler": "unipc"}
@@ -179,6 +175,108 @@ def test_other_settings_are_no_comparison_without_anyway(home: Path, prompts: Pa
     assert "NOT A COMPARISON" in text(capsys, "compare", "m@good", "m@bad", "--anyway")[1]
 
 
+def test_a_setting_that_one_side_leaves_out_does_not_pass(home: Path, prompts: Path, capsys: Capture) -> None:
+    """Leaving out --setting must not be a way round the check."""
+    imported(home, prompts, "m@good", 0.9, "--of-base")
+    file = result_file(home / "silent_eval_results.json", 0.9)
+    silent = ["score", "import", "m@good", str(file), "--full-info", str(prompts), "--prompt-set", "vbench"]
+    assert run(silent) == 0
+    order = ["gate", "m@good", "--workload", "drafts", "--policy", "policy.toml"]
+    code, found = typed(capsys, *order)
+    assert code == 4
+    assert len(found["reasons"]) == len(SETTINGS)
+    assert "not known to be generated with the base's settings: steps: not recorded against 40" in found["reasons"]
+    base = f"base:{found['base']}"
+    code, out, err = text(capsys, "compare", "m@good", base)
+    assert (code, out) == (2, "")
+    assert "does not record a setting that decides scores" in err
+    code, found = typed(capsys, "compare", "m@good", base, "--anyway")
+    assert (code, found["comparison"]) == (0, False)
+    assert "are not known to be generated alike" in text(capsys, "compare", "m@good", base, "--anyway")[1]
+    assert run([*silent, "--of-base"]) == 0  # now neither side says: a note
+    code, found = typed(capsys, *order)
+    assert (code, found["passed"]) == (0, True)
+    assert "setting steps: not recorded against not recorded" in found["notes"]
+    assert typed(capsys, "compare", "m@good", base)[0] == 0
+
+
+def test_scores_without_a_prompt_set_are_not_held_against_a_named_one(
+    home: Path, prompts: Path, capsys: Capture
+) -> None:
+    imported(home, prompts, "m@good", 0.9, "--of-base")
+    file = result_file(home / "unnamed_eval_results.json", 0.9)
+    assert run(["score", "import", "m@good", str(file), "--full-info", str(prompts), *flags(SETTINGS)]) == 0
+    order = ["gate", "m@good", "--workload", "drafts", "--policy", "policy.toml"]
+    code, found = typed(capsys, *order)
+    assert (code, found["reasons"]) == (4, ["subject_consistency of vbench: not measured"])
+    assert found["notes"][0] == (
+        "vbench subject_consistency (no prompt set named): the base has none on an unnamed prompt set, "
+        "only on 'vbench': name it with --prompt-set"
+    )
+    assert typed(capsys, "route", "--workload", "drafts", "--policy", "policy.toml")[1]["variant"] is None
+    code, found = typed(capsys, "compare", "m@good", f"base:{found['base']}")
+    assert (code, found["error"]["code"]) == (2, "not-comparable")
+    imported(home, prompts, "m@good", 0.4)  # a second set beside the unnamed one, and a bad one
+    code, found = typed(capsys, *order)
+    assert list(found["overlap"]) == [
+        "vbench subject_consistency (no prompt set named)", "vbench subject_consistency on vbench",
+    ]  # fmt: skip
+    assert code == 4
+    assert "vbench subject_consistency on vbench: 0.44" in found["reasons"][0]
+    shown = text(capsys, "show", "m@good")[1]
+    assert "vbench subject_consistency (no prompt set named)  0.9019" in shown
+    assert "vbench subject_consistency on vbench  0.4019" in shown
+
+
+def test_per_cent_is_no_share(home: Path, prompts: Path, capsys: Capture) -> None:
+    """95.5 against the base's 0.97 would keep 98 times what the base has."""
+    file = result_file(home / "percent_eval_results.json", 95.5)
+    code, found = typed(capsys, "score", "import", "m@good", file, "--full-info", prompts)
+    assert (code, found["error"]["code"], found["error"]["expected"]) == (1, "score-range", "0..1")
+    assert found["error"]["where"] == f"{file}: subject_consistency"
+    assert found["error"]["found"] == "95.5 for its aggregate and 24 more"
+    assert "divide the aggregate and every video by 100" in found["error"]["todo"]
+    assert typed(capsys, "show", "m@good")[1]["scores"] == []
+
+
+def test_a_stated_mean_that_its_videos_contradict_is_named(home: Path, capsys: Capture) -> None:
+    listed = [entry(f"{prompt}-0", 0.9502) for prompt in PROMPTS]
+    write(home / "odd_eval_results.json", {"subject_consistency": [0.99, listed], "color": [0.95, listed]})
+    _, out, err = text(capsys, "score", "import", "m@good", "odd_eval_results.json")
+    assert "vbench subject_consistency: the file states 0.9900, the mean of its 24 videos is 0.9502" in err
+    assert "vbench color" not in err
+    assert "the file says 0.9900; ITS VIDEOS CONTRADICT THAT" in out
+    color, subject = typed(capsys, "show", "m@good")[1]["scores"]
+    assert (subject["stated"], subject["mean"], subject["stated_agrees"]) == (0.99, pytest.approx(0.9502), False)
+    assert color["stated_agrees"] is True
+
+
+def test_a_comparison_names_the_metric_that_a_setting_is_of(home: Path, prompts: Path, capsys: Capture) -> None:
+    for who in ("m@good", "m@bad"):
+        imported(home, prompts, who, 0.9)
+        write(home / f"{who}.json", {"singleobj_1": {"gme_score": 0.5}, "humanobj_2": {"gme_score": 0.7}})
+        assert run(["score", "import", who, str(home / f"{who}.json")]) == 0
+    code, found = typed(capsys, "compare", "m@good", "m@bad")
+    assert code == 0
+    named = {one["name"]: one["metrics"] for one in found["settings"]}
+    assert named == {name: ["opens2v gme_score on opens2v-eval"] for name in SETTINGS}
+    lines = text(capsys, "compare", "m@good", "m@bad")[1].splitlines()
+    assert (
+        "setting      unknown  steps: not recorded against not recorded (of opens2v gme_score on opens2v-eval)" in lines
+    )
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_a_prompt_file_of_generate_is_no_full_info(home: Path, capsys: Capture, name: str) -> None:
+    lines = {"prompts.txt": "a red cat\na dog\n", "prompts.jsonl": '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'}
+    (home / name).write_text(lines[name], "utf-8")
+    file = result_file(home / "run_eval_results.json", 0.9)
+    code, found = typed(capsys, "score", "import", "m@good", file, "--full-info", name)
+    assert (code, found["error"]["code"], found["error"]["where"]) == (1, "score-file", name)
+    assert "not a suite's prompt file" in found["error"]["what"]
+    assert "VBench's JSON list of {prompt_en, video_list}" in found["error"]["expected"]
+
+
 def test_a_gate_passes_or_ends_with_4_and_the_reasons(scored: Path, capsys: Capture) -> None:
     code, found = typed(capsys, "gate", "m@good", "--workload", "drafts", "--policy", "policy.toml")
     assert (code, found["passed"], found["reasons"]) == (0, True, [])
@@ -282,6 +380,7 @@ def test_several_bases_need_to_be_told_apart(scored: Path, capsys: Capture) -> N
         (["score", "import", "m@good", "policy.toml"], 1, "malformed"),
         (["score", "import", "m@good", "good/ptq_state.json"], 1, "score-file"),
         (["score", "import", "m@good", "absent.json"], 2, "missing-path"),
+        (["score", "import", "m@good", "absent.json", "--prompt-set", "a\nb"], 2, "usage"),
         (["score", "add", "m@good", "--device", "H200", "--kernels", "real"], 2, "usage"),
         (["score", "add", "m@good", "--latency", "0", "--device", "H200", "--kernels", "real"], 2, "measurement"),
         (["score", "add", "m@good", "--latency", "1", "--device", "d", "--kernels", "real", "--setting", "a=nan"],
@@ -299,48 +398,3 @@ def test_bad_input_gets_its_exit_code(
     found, document = typed(capsys, *(base if argument == "base:" else argument for argument in arguments))
     assert found == code, document
     assert error in (None, document["error"]["code"])
-
-
-def clip(path: Path, seed: int, made_by: ClipDocument, noise: int = 0) -> None:
-    patches = np.random.default_rng(seed).integers(60, 180, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
-    moved = np.random.default_rng(99).integers(0, noise + 1, (32, 32, 3))
-    plain = path.with_name(f"plain-{path.name}")
-    with av.open(str(plain), "w") as container:
-        stream: Any = container.add_stream("libx264rgb", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb24"
-        stream.options = {"qp": "0"}
-        for index in range(3):
-            picture = (np.roll(patches, index, axis=1) + moved).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    write_tag(plain, path, made_by)
-    plain.unlink()
-
-
-def test_clips_are_measured_with_what_they_say_of_themselves(home: Path, capsys: Capture) -> None:
-    record = hfq.open_registry().get("m@good")
-    roots = {expert.role: expert.bf16_root for expert in record.base.experts}
-    for folder, delta, noise in (("ours", record.id, 20), ("base", None, 0)):
-        (home / folder).mkdir()
-        for index in range(2 if delta else 3):
-            made_by = ClipDocument(delta, roots, prompt_sha256(f"prompt {2 + index}"), seed=index,
-                                   settings={"steps": 6, "guidance_low": 3.0, "odd": index})  # fmt: skip
-            clip(home / folder / f"c{index}.mp4", index, made_by, noise)
-    code, found = typed(capsys, "score", "measure", "m@good", "--clips", "ours", "--reference", "base")
-    assert code == 0
-    ours = {one["metric"]: one for one in found["variant"]["scores"]}
-    assert set(ours) == {"psnr", "ssim", "temporal_flicker", "frame_to_frame_ssim", "first_frame_ssim"}
-    noise = np.random.default_rng(99).integers(0, 21, (32, 32, 3))
-    assert ours["psnr"]["mean"] == pytest.approx(10 * np.log10(255**2 / np.mean(np.square(noise))))
-    assert ours["psnr"]["metric_suite"] == "hfq"
-    assert ours["psnr"]["settings"] == {"steps": 6, "guidance_2": 3.0}
-    assert ours["psnr"]["overlap"] == "of 2 prompts 1 are in the calibration and 0 in the selection"
-    # The base's clip that the variant lacks is not forgotten: it counts when a gate asks for the paired share.
-    assert {one["metric"]: one["videos"] for one in found["base"]["scores"]} == dict.fromkeys(
-        set(ours) - {"psnr", "ssim"}, 3
-    )
-    code, found = typed(capsys, "compare", "m@good", f"base:{record.base.id}")
-    assert (code, len(found["metrics"]), len(found["left_out"])) == (0, 3, 2)
-    assert [one["only_second"] for one in found["metrics"]] == [["c2"]] * 3
-    code, found = typed(capsys, "score", "measure", "m@good", "--clips", "base", "--reference", "ours")
-    assert (code, found["error"]["code"]) == (3, "contradicted-claim")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hfq.convert import video
 from hfq.convert.video import enlarge, psnr_db, read_clip, side_by_side, write_clip
 from hfq.schema.errors import OutputExistsError, UsageError
 
@@ -61,6 +62,22 @@ def test_an_existing_file_and_an_unknown_suffix_are_refused(tmp_path: Path) -> N
     assert (tmp_path / "clip.mp4").read_bytes() == b"mine"
     with pytest.raises(UsageError):
         write_clip(tmp_path / "clip.webm", ramp(), 8)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_of_two_writers_at_once_one_is_refused(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = {".gif": "_write_gif", ".mp4": "_write_mp4"}[suffix]
+    write, path = getattr(video, name), tmp_path / f"clip{suffix}"
+
+    def slowly(temporary: Path, frames: video.Frames, fps: int) -> None:
+        write(temporary, frames, fps)
+        path.write_bytes(b"the other's")
+
+    monkeypatch.setattr(video, name, slowly)
+    with pytest.raises(OutputExistsError):
+        write_clip(path, ramp(), 8)
+    assert path.read_bytes() == b"the other's"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_psnr_is_the_textbook_formula() -> None:

@@ -82,7 +82,7 @@ def test_scores_of_other_settings_are_counted_and_left_out(
     assert [(one.scores, [str(difference) for difference in one.settings]) for one in found.left_out] == [
         (1, ["steps: 40 against 20"])
     ]
-    assert {one.kind for one in found.rows[0].settings} == {"unknown"}
+    assert {one.kind for one in found.rows[0].settings} == {"one-sided"}
     assert [str(one) for one in found.rows[1].settings] == ["seed: not recorded against 7"]
     assert (found.rows[2].settings, found.unrecorded) == ((), ("scheduler",))
     assert found.total == 5

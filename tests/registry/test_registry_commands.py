@@ -11,6 +11,7 @@ import pytest
 from factory import make_delta
 
 from hfq.cli import run
+from hfq.migrations import HEAD
 from hfq.registry import Registry, open_registry
 
 Capture = pytest.CaptureFixture[str]
@@ -60,6 +61,7 @@ def test_list_is_a_table_that_filters_narrow(capsys: Capture, registry: Registry
     code, out, err = hfq(capsys, "list")
     assert (code, out) == (0, "")
     assert "no delta is registered" in err
+    assert f"{registry.path}: there is no registry yet" in err
     assert hfq_json(capsys, "list") == {"deltas": [], "total": 0}
     for seed, percentile in (("a", 99.0), ("b", 99.9)):
         make_delta(tmp_path / seed, seed=seed, percentile=percentile)
@@ -107,6 +109,29 @@ def test_aliases_are_set_moved_listed_and_removed(capsys: Capture, registry: Reg
     assert hfq_json(capsys, "alias", "list") == {"aliases": {}}
 
 
+def test_whoever_asks_a_registry_that_is_not_there_is_told_where_it_would_be(
+    capsys: Capture, registry: Registry
+) -> None:
+    for arguments in (["show", "wan22@prod"], ["lineage", "0123456789ab"], ["alias", "set", "wan22@prod", "0123456"]):
+        code, _, err = hfq(capsys, *arguments)
+        assert code == 5
+        assert str(registry.path) in err
+        assert "there is no registry yet" in err
+    assert not registry.path.exists()
+
+
+@pytest.mark.parametrize("arguments", [("show", ""), ("lineage", ""), ("register", ""), ("alias", "set", "a@b", ""),
+                                       ("report", "", "-o", "x.html"), ("gate", "", "--workload", "x"),
+                                       ("score", "review", "", "x.jsonl")])  # fmt: skip
+def test_an_empty_delta_is_not_the_current_folder(
+    capsys: Capture, registry: Registry, tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_delta(tmp_path / "delta")
+    monkeypatch.chdir(tmp_path / "delta")
+    code, _, err = hfq(capsys, *arguments)
+    assert (code, "no DELTA given" in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "error_code"),
     [
@@ -149,8 +174,8 @@ def test_db_says_where_it_is_and_what_it_holds(capsys: Capture, registry: Regist
     make_delta(tmp_path / "delta")
     registry.register(tmp_path / "delta")
     status = hfq_json(capsys, "db", "status")
-    assert (status["state"], status["revision"], status["counts"]["deltas"]) == ("current", "0007", 1)
-    assert hfq(capsys, "db", "upgrade")[1] == "already at revision 0007\n"
+    assert (status["state"], status["revision"], status["counts"]["deltas"]) == ("current", HEAD, 1)
+    assert hfq(capsys, "db", "upgrade")[1] == f"already at revision {HEAD}\n"
 
 
 def test_db_upgrade_names_the_backup(capsys: Capture, old_registry: Registry) -> None:
@@ -159,20 +184,28 @@ def test_db_upgrade_names_the_backup(capsys: Capture, old_registry: Registry) ->
     assert "`hfq db upgrade`" in err
     assert hfq_json(capsys, "db", "status")["state"] == "older"
     code, out, err = hfq(capsys, "db", "upgrade")
-    assert (code, out) == (0, "upgraded from revision 0001 to 0007\n")
+    assert (code, out) == (0, f"upgraded from revision 0001 to {HEAD}\n")
     assert "registry.sqlite.backup-0001-" in err
     assert hfq_json(capsys, "list")["total"] == 3
 
 
 def test_db_upgrade_creates_a_registry(capsys: Capture, registry: Registry) -> None:
-    assert hfq(capsys, "db", "upgrade")[1] == "created at revision 0007\n"
+    assert hfq(capsys, "db", "upgrade")[1] == f"created at revision {HEAD}\n"
     assert registry.status().state == "current"
 
 
 def test_db_check_reports_by_exit_code(capsys: Capture, registry: Registry, tmp_path: Path) -> None:
-    assert hfq(capsys, "db", "check")[:2] == (0, "the registry is sound\n")
+    # A check of nothing confirms nothing.
+    code, out, err = hfq(capsys, "db", "check")
+    assert (code, out) == (2, "")
+    assert f"{registry.path}: no registry to check" in err
+    code, out, _ = hfq(capsys, "db", "check", "--json")
+    found = json.loads(out)
+    assert (code, found["ok"], found["state"], found["error"]["code"]) == (2, False, "absent", "missing-path")
+    assert not registry.path.exists()
     make_delta(tmp_path / "delta")
     registry.register(tmp_path / "delta")
+    assert hfq(capsys, "db", "check")[:2] == (0, "the registry is sound\n")
     (tmp_path / "delta" / "ptq_state.safetensors").write_bytes(b"other")
     code, out, _ = hfq(capsys, "db", "check", "--json")
     assert (code, json.loads(out)["ok"], json.loads(out)["findings"][0]["code"]) == (3, False, "folder-changed")
@@ -213,3 +246,30 @@ def test_nothing_raw_from_a_document_reaches_a_terminal(
     record = hfq_json(capsys, "show", delta_id)
     assert record["base"]["experts"][0]["witnesses"][0]["layout"] == HOSTILE
     assert open_registry().folder(delta_id) == folder
+
+
+def test_what_a_variant_took_and_what_people_decided_is_shown(
+    capsys: Capture, registry: Registry, tmp_path: Path
+) -> None:
+    delta_id = make_delta(tmp_path / "delta")
+    registry.register(tmp_path / "delta")
+    add = ("score", "add", delta_id, "--kernels", "simulated", "--device", "H200", "--setting", "steps=40")
+    for latency in ("50", "41.5"):
+        assert hfq(capsys, *add, "--latency", latency)[0] == 0
+    outcomes = tmp_path / "reviews.jsonl"
+    outcomes.write_text('{"video": "a.mp4", "accepted": true}\n{"video": "b.mp4", "accepted": false}\n')
+    assert hfq(capsys, "score", "review", delta_id, outcomes)[0] == 0
+    _, out, _ = hfq(capsys, "show", delta_id)
+    lines = out.splitlines()
+    shown = lines[lines.index("  costs and reviews") + 1 :]
+    assert shown == [
+        "  latency      41.5 s/clip on H200, simulated kernels, steps 40",
+        "  reviews      1 of 2 clips accepted",
+    ]
+    history = [line for line in lines if "  measured  " in line]
+    assert "device H200  kernels simulated  quantity latency  value 50 s/clip" in history[0]
+    found = hfq_json(capsys, "show", delta_id)
+    assert [(cost["value"], cost["unit"], cost["kernels"]) for cost in found["costs"]] == [
+        (41.5, "s/clip", "simulated")
+    ]
+    assert found["reviews"] == {"clips": 2, "reviewed": 2, "accepted": 1}

@@ -159,6 +159,21 @@ def test_migrations_also_make_the_constraints_that_alembic_does_not_compare(conn
         assert tables[0] == tables[1]
 
 
+def test_a_registry_that_is_current_is_not_written(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_delta(tmp_path / "delta")
+    registry.register(tmp_path / "delta")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("opened for writing: a read-only registry would be refused")
+
+    monkeypatch.setattr(upgrade, "connect_for_writing", refuse)
+    monkeypatch.setattr(type(registry.database), "make_file", refuse)
+    done = upgrade.upgrade(registry.database)
+    assert (done.before, done.after, done.backup) == (HEAD, HEAD, None)
+
+
 def test_the_list_of_revisions_is_that_of_the_scripts(connection: sa.Connection) -> None:
     scripts = alembic.script.ScriptDirectory.from_config(upgrade.alembic_config(connection))
     assert tuple(reversed([script.revision for script in scripts.walk_revisions()])) == REVISIONS

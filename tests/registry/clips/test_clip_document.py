@@ -27,6 +27,7 @@ from hfq.schema.errors import (
         document(),
         document(None),
         document(prompt="a red circle"),
+        document(category="people"),
         document(prompt_sha256=None, seed=None, settings={}, expert_steps=None),
         document(prompt="ein Köter 🐕", prompt_sha256=prompt_sha256("ein Köter 🐕"), seed=2**53 - 1),
     ],
@@ -36,6 +37,22 @@ def test_a_document_comes_back(made: Any) -> None:
     assert parse_clip_document(data, "here") == made
     assert data == parse_clip_document(data, "here").to_bytes()
     assert ("prompt" in json.loads(data)) == (made.prompt is not None)
+    assert json.loads(data).get("category") == made.category
+
+
+def test_a_document_of_a_release_without_categories_is_still_one() -> None:
+    text = json.loads(document().to_bytes())
+    assert "category" not in text
+    assert parse_clip_document(json.dumps(text).encode(), "here").category is None
+
+
+@pytest.mark.parametrize("category", ["", "x" * 81, 3, None])
+def test_a_category_is_a_short_text(category: Any) -> None:
+    text = json.loads(document().to_bytes()) | {"category": category}
+    with pytest.raises(SchemaViolationError, match="category"):
+        parse_clip_document(json.dumps(text).encode(), "here")
+    text["category"] = "x" * 80
+    assert parse_clip_document(json.dumps(text).encode(), "here").category == "x" * 80
 
 
 def test_who_made_it() -> None:

@@ -12,7 +12,8 @@ import yaml
 from factory import make_delta, make_document
 from pushing import add_report
 
-from hfq.registry.hub import CardFacts, Score, card_facts, check_card, render_card
+from hfq.registry.hub import CardFacts, Recorded, Score, card_facts, check_card, render_card
+from hfq.registry.scores.values import Measurement, ReviewCounts
 from hfq.schema.documents import read_document
 from hfq.schema.errors import ModelCardError, UsageError
 
@@ -94,11 +95,38 @@ def test_a_tied_base_is_linked_by_its_commit(documents: tuple[dict[str, Any], di
 
 
 def test_scores_stand_beside_those_of_the_base(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    scores = (Score("VBench total", 0.8123, "prompts-64", "vbench 0.1.5", 64, 0.83), Score("PSNR", 27.9, "p", "s", 8))
-    card = render_card(*documents, replace(FACTS, scores=scores))
+    scores = (
+        Score("VBench total", 0.8123, "prompts-64", "vbench 0.1.5", 64, 0.83, "none of 64", "64 are registered"),
+        Score("PSNR", 27.9, None, "s", 8),
+    )
+    costs = (
+        Measurement("latency", 41.25, "H200 | x", "simulated", {"steps": 40, "frames": 81}),
+        Measurement("peak-memory", 58.2e9, "H200", "real", {}),
+    )
+    card = render_card(*documents, replace(FACTS, recorded=Recorded(scores, costs, ReviewCounts(9, 9, 7))))
+    check_card(card)
     assert "| VBench total | 0.8123 | 0.83 | prompts-64 | vbench 0.1.5 | 64 |" in card
-    assert "| PSNR | 27.9 |  | p | s | 8 |" in card
-    assert "No scores" in render_card(*documents, FACTS)
+    assert "| PSNR | 27.9 |  | not named | s | 8 |" in card
+    assert "Prompts: none of 64." in card
+    assert "Clips: 64 are registered." in card
+    assert "| latency | 41.25 s/clip | H200 \\| x | simulated | frames 81, steps 40 |" in card
+    assert "| peak-memory | 58.20 GB | H200 | real | not recorded |" in card
+    assert "People looked at 9 clips and accepted 7 of them." in card
+
+
+def test_no_scores_and_no_registry_are_two_things(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    unknown, empty = (render_card(*documents, replace(FACTS, recorded=found)) for found in (None, Recorded()))
+    assert "This card carries no scores" in unknown
+    assert "No scores of generated clips are recorded" in empty
+
+
+def test_a_base_that_nobody_compared_is_the_uploaders_word(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    facts = replace(FACTS, base_models=(BASE, "a/copy"))
+    said = "holds these weights is what the uploader says: its files were not compared"
+    assert f"That {BASE} or a/copy {said}" in render_card(*documents, facts)
+    assert f"That a/copy {said}" in render_card(*documents, replace(facts, base_commits=((BASE, commit),)))
+    assert said not in render_card(*documents, replace(FACTS, base_commits=((BASE, commit),)))
 
 
 def test_same_documents_same_bytes(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from pushing import BASE, REPO, id_of, push_to
 from stand_in import TOKEN, StandIn
 
-from hfq.registry.hub import Score, check_card, push
+from hfq.registry.hub import Recorded, Score, check_card, push
 from hfq.schema.errors import (
     DigestMismatchError,
     HubNotFoundError,
@@ -75,7 +75,7 @@ def test_pushing_again_changes_nothing(hub: StandIn, delta: Path) -> None:
 
 def test_new_scores_are_a_new_card_and_the_tag_stays(hub: StandIn, delta: Path) -> None:
     first = push_to(hub, delta)
-    second = push_to(hub, delta, scores=[Score("VBench", 0.81, "prompts-64", "vbench 0.1.5", 64, 0.83)])
+    second = push_to(hub, delta, recorded=Recorded((Score("VBench", 0.81, "prompts-64", "vbench 0.1.5", 64, 0.83),)))
     repo = hub.repos[REPO]
     assert repo.head().oid == second.commit != first.commit
     assert second.url == f"{hub.url}/{REPO}/tree/{second.commit}"  # the tag shows the older card
@@ -134,7 +134,7 @@ def test_private_makes_a_private_repository_and_refuses_a_public_one(hub: StandI
     hub.repos[REPO].private = False
     head = hub.repos[REPO].head().oid
     with pytest.raises(UsageError, match="public"):
-        push_to(hub, delta, private=True, scores=[Score("PSNR", 27.9, "p", "s", 1)])
+        push_to(hub, delta, private=True, recorded=Recorded((Score("PSNR", 27.9, "p", "s", 1),)))
     assert hub.repos[REPO].head().oid == head
 
 

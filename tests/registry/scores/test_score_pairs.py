@@ -24,6 +24,8 @@ from hfq.registry.scores.values import (
     VideoScore,
     count_reviews,
     prompt_hash,
+    set_labels,
+    set_name,
     video_stem,
 )
 from hfq.schema.errors import DuplicateVideoError, MeasurementError, NotComparableError, SettingsDifferError
@@ -220,6 +222,7 @@ def test_videos_are_matched_by_normalised_stem() -> None:
         metric({"a": 1.0}, suite="vbench-i2v"),
         metric({"a": 1.0}, direction="lower"),
         metric({"a": 1.0}, prompt_set="yours"),
+        metric({"a": 1.0}),
         metric({"b": 1.0}),
         metric({}),
         metric([VideoScore("a", "0" * 64, None, None, 1.0)]),
@@ -230,8 +233,19 @@ def test_what_is_not_the_same_measure_is_not_compared(other: Any) -> None:
         pair_scores(metric([VideoScore("a", "1" * 64, None, None, 1.0)], prompt_set="mine"), other)
 
 
-def test_an_unstated_prompt_set_is_compared_and_takes_the_stated_name() -> None:
-    assert pair_scores(metric({"a": 1.0}), metric({"a": 1.0}, prompt_set="mine")).prompt_set == "mine"
+@pytest.mark.parametrize("sides", [(None, "mine"), ("mine", None), ("mine", "yours")])
+def test_prompt_sets_are_never_joined_and_no_name_is_a_set_of_its_own(sides: tuple[str | None, str | None]) -> None:
+    first, second = (metric({"a": 1.0}, prompt_set=name) for name in sides)
+    with pytest.raises(NotComparableError, match=f"expected {set_name(sides[1])}, found {set_name(sides[0])}"):
+        pair_scores(first, second)
+    assert pair_scores(second, second).prompt_set == sides[1]
+
+
+def test_sets_that_are_shown_together_have_labels_of_their_own() -> None:
+    assert set_labels([None, None]) == {None: ""}
+    labels = set_labels([None, "mine", "yours", "no prompt set named"])
+    assert len(set(labels.values())) == 4
+    assert all(labels.values())
 
 
 def test_two_videos_that_no_other_file_could_tell_apart() -> None:
@@ -268,13 +282,25 @@ def test_other_guidance_steps_or_shift_is_no_comparison() -> None:
     require_alike(compare_settings(RUN, RUN | {"seed": 3}))
 
 
-def test_what_a_side_does_not_record_is_said_and_not_refused() -> None:
-    found = compare_settings({"steps": 40, "first_frame": "blank"}, {"steps": 40})
+def test_what_neither_side_records_is_said_and_not_refused() -> None:
+    found = compare_settings({"steps": 40}, {"steps": 40, "host": "x"})
     kinds = {part.name: part.kind for part in found}
-    assert kinds["first_frame"] == kinds["guidance"] == "unknown"
+    assert kinds["guidance"] == "unknown"
+    assert kinds["host"] == "minor"
     assert "boundary" not in kinds
-    assert str(next(part for part in found if part.name == "first_frame")) == "first_frame: blank against not recorded"
     require_alike(found)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_one_side_alone_records_is_refused(swapped: bool) -> None:
+    sides = [{"steps": 40, "first_frame": "blank"}, {"steps": 40}]
+    found = compare_settings(*(sides[::-1] if swapped else sides))
+    (blocking,) = [part for part in found if part.kind == "one-sided"]
+    words = "first_frame: not recorded against blank" if swapped else "first_frame: blank against not recorded"
+    assert (found[0], str(blocking)) == (blocking, words)
+    with pytest.raises(SettingsDifferError, match=f"does not record .*{words}; .*--setting") as caught:
+        require_alike(found)
+    assert caught.value.exit_code == 2
 
 
 # --- overlap, reviews, measurements ----------------------------------------------------------------------------------

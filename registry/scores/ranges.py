@@ -1,0 +1,115 @@
+"""Which values a metric can have: a share written as a percentage would beat every base a hundredfold.
+
+Sources: Vchitect/VBench at 45e79ec and PKU-YuanGroup/OpenS2V-Nexus, what each metric computes. Not the ranges of
+VBench's normalisation (`totals.RANGES`), which good and bad clips leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from hfq.schema.errors import ScoreRangeError
+
+from .values import MetricScores
+
+__all__ = ["LIMITS", "Limits", "check_values", "is_possible", "limits_of", "limits_text"]
+
+Limits = tuple[float, float | None]
+"""Lowest and highest value; None where nothing bounds it above."""
+
+_SHARE: Final[Limits] = (0.0, 1.0)
+_COSINE: Final[Limits] = (-1.0, 1.0)
+
+_SHARED: Final[Mapping[str, Limits]] = {
+    "subject_consistency": _SHARE,  # cosines floored at 0
+    "background_consistency": _SHARE,
+    "temporal_flickering": _SHARE,
+    "motion_smoothness": _SHARE,
+    "dynamic_degree": _SHARE,
+    "aesthetic_quality": _SHARE,  # rated 0 to 10, divided by 10 by the suite
+    "imaging_quality": _SHARE,  # rated 0 to 100, divided by 100 on reading
+}
+
+LIMITS: Final[Mapping[str, Mapping[str, Limits]]] = {
+    "vbench": {
+        **_SHARED,
+        "object_class": _SHARE,
+        "multiple_objects": _SHARE,
+        "human_action": _SHARE,
+        "color": _SHARE,
+        "spatial_relationship": _SHARE,
+        "scene": _SHARE,
+        "appearance_style": _COSINE,
+        "temporal_style": _COSINE,
+        "overall_consistency": _COSINE,
+    },
+    "vbench-i2v": {**_SHARED, "i2v_subject": _SHARE, "i2v_background": _SHARE, "camera_motion": _SHARE},
+    "opens2v": {
+        "aes_score": (0.0, 10.0),  # the same rating as VBench's, not divided
+        "cur_score": _SHARE,
+        "arc_score": _SHARE,
+        "gme_score": _COSINE,
+        "motion_fb": (0.0, None),  # pixels
+        "motion_lk": (0.0, 255.0),  # mean of a picture with the tracks drawn in
+        "retrieval_score": _COSINE,
+        "natural_score": (1.0, 5.0),
+    },
+    "hfq": {
+        "psnr": (0.0, 100.0),
+        "ssim": _COSINE,
+        "temporal_flicker": _SHARE,
+        "frame_to_frame_ssim": _COSINE,
+        "first_frame_ssim": _COSINE,
+    },
+}
+"""Limits by suite and metric."""
+
+_ROUNDING: Final = 1e-4
+"""A cosine in single precision may be 1.0000002."""
+
+
+def limits_of(suite: str, metric: str) -> Limits | None:
+    """The limits of a metric; None where this package does not know them."""
+    return LIMITS.get(suite, {}).get(metric)
+
+
+def limits_text(limits: Limits) -> str:
+    """Limits for people: `0..1`."""
+    low, high = limits
+    return f"at least {low:g}" if high is None else f"{low:g}..{high:g}"
+
+
+def is_possible(value: float, limits: Limits) -> bool:
+    """Whether a value is within limits, up to rounding."""
+    low, high = limits
+    return value >= low - _ROUNDING and (high is None or value <= high + _ROUNDING)
+
+
+def check_values(scores: MetricScores, where: str) -> None:
+    """Check the aggregate and every video of a metric as a file gives it.
+
+    Raises:
+        ScoreRangeError: a value that the metric cannot have; the first is named, and how many there are.
+    """
+    limits = limits_of(scores.metric_suite, scores.metric)
+    if limits is None:
+        return
+    named = [(video.stem, video.value) for video in scores.videos]
+    if scores.stated is not None:
+        named.insert(0, ("its aggregate", scores.stated))
+    wrong = [(name, value) for name, value in named if not is_possible(value, limits)]
+    if not wrong:
+        return
+    name, value = wrong[0]
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    percent = all(is_possible(value / 100, limits) for _, value in wrong)
+    raise ScoreRangeError(
+        f"not a value of {scores.metric_suite} {scores.metric}",
+        where=f"{where}: {scores.metric}",
+        expected=limits_text(limits),
+        found=f"{value:g} for {name}{more}",
+        todo="these look like per cent: divide the aggregate and every video by 100, or import the suite's own file"
+        if percent
+        else "import the file as the suite wrote it",
+    )
