@@ -87,7 +87,7 @@ def replace_figures(page: str, text: str) -> str:
 
 
 def _bounds(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """A line per kind of bound: in how many rows it holds, and every row that misses it, with how much is missing."""
+    """A line per kind of bound: in how many rows it holds, and the rows that miss it, with how much is missing."""
     kinds: dict[tuple[str, str, float], list[Row]] = {}
     for row in rows:
         for other, bound in bounds_of(row).items():
@@ -101,12 +101,18 @@ def _bounds(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
             f"misses it by {_share(shortfall(row, other))}{_ceiling(row, other)}"
             for row in missed
         ]
+        if len(missed) > _NAMED:
+            shares = sorted(shortfall(row, other) or 0.0 for row in missed)
+            words = [f"{len(missed)} rows, by {_share(shares[0])} to {_share(shares[-1])}; bold ratios below hold it"]
         bound = bounds_of(held[0])[other]
         lines.append((_promise(held[0], other, bound), f"{len(held) - len(missed)} of {len(held)}", "; ".join(words)))
     measured = {row["work"] for row in rows}
     lines += [(promise, "not measured", "") for work, promise in _UNMEASURED.items() if work not in measured]
     return _markdown(("promise", "rows that hold it", "rows that miss it"), lines)
 
+
+_NAMED: Final = 4
+"""Rows that are named; of more the page would be a wall of text."""
 
 _UNMEASURED: Final[Mapping[str, str]] = {
     "inspect": "`hfq inspect`: at most 1.15 times the limit",
@@ -139,19 +145,23 @@ def _ceiling(row: Row, other: str) -> str:
 def _kernels(document: Mapping[str, Any]) -> str:
     lines = []
     for row in document["rows"]:
-        against = row["against"]
         lines.append(
             (
                 _label(document, row),
                 str(row["threads"]),
                 *_rates(row, row["seconds"][0], row["elements"]),
-                _interval(against["eager"]["ratio"]),
-                *(_interval(against[limit]["ratio"]) for limit in LIMITS),
+                *(_marked(row, other) for other in ("eager", *LIMITS)),
                 _share(row["system_share"]),
             )
         )
     columns = ("work", "threads", "M elements/s", "GB/s", "eager twin", "`copy_`", "`fill_`", "SHA-256", "system")
     return _markdown(columns, lines)
+
+
+def _marked(row: Row, other: str) -> str:
+    """A ratio, bold where a bound for it holds."""
+    text = _interval(row["against"][other]["ratio"])
+    return f"**{text}**" if other in bounds_of(row) and not shortfall(row, other) else text
 
 
 def _peers(document: Mapping[str, Any]) -> str:

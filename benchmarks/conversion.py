@@ -42,9 +42,9 @@ if sys.argv[1] != "inspect":
     hif4.quantize(torch.zeros(1024, 1024, dtype=torch.bfloat16))
 started, cpu = time.perf_counter(), time.process_time()
 code = run(sys.argv[1:])
+found = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
 from hfq.convert.provenance import peak_rss_bytes
-print(json.dumps({"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu,
-                  "peak_rss_bytes": peak_rss_bytes()}), file=sys.stderr)
+print(json.dumps({**found, "peak_rss_bytes": peak_rss_bytes()}), file=sys.stderr)
 sys.exit(code)
 """
 
