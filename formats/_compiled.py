@@ -61,9 +61,7 @@ def _usable() -> bool:
 def kernels(name: str) -> Any:
     """A kernel module of this package; the first time on a machine it is compiled, which is said when it takes long."""
     if name not in _LOADED:
-        say = threading.Timer(
-            _PATIENCE_S, _LOG.warning, ["compiling the kernels of the number formats for this machine, once"]
-        )
+        say = threading.Timer(_PATIENCE_S, _say_compiling)
         say.daemon = True
         say.start()
         try:
@@ -72,6 +70,12 @@ def kernels(name: str) -> Any:
             say.cancel()
         _LOADED.add(name)
     return importlib.import_module(f"hfq.formats.{name}")
+
+
+@functools.cache
+def _say_compiling() -> None:
+    """Said once, however many modules are compiled."""
+    _LOG.warning("compiling the kernels of the number formats for this machine, once")
 
 
 def run_ranges(work: Callable[[int, int], Any], count: int, elements: int) -> list[Any]:

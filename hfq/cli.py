@@ -123,6 +123,6 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """Entry point of the `hfq` command."""
-    # Imports make objects that all stay: looking through them again and again takes a sixth of the start.
+    # Imports make objects that all stay: looking through them again and again would slow every start.
     gc.set_threshold(50_000)
     sys.exit(run(sys.argv[1:]))

@@ -18,6 +18,7 @@ from hfq.schema.atomic import publish_file
 from hfq.schema.errors import UsageError
 
 if TYPE_CHECKING:
+    from hfq.convert.generation import Frames
     from hfq.registry.clips.clip_document import ClipDocument
     from hfq.registry.clips.keys import SigningKey
 
@@ -62,7 +63,7 @@ class ClipMaker:
         Args:
             base, delta: MODEL and DELTA arguments.
             given: the options of `generation_options`.
-            prompts: all that will be asked for; what a prompt lacks (a first frame) is found before weights are read.
+            prompts: all that will be asked for; what one lacks (a first frame) is found before the first clip is made.
 
         Raises:
             what `load_model`, `open_delta` and `apply` raise, and UsageError for settings that the model cannot run.
@@ -124,7 +125,7 @@ class ClipMaker:
         )
         seconds = time.perf_counter() - started
         assert frames is not None
-        document = self._document(prompt, output)
+        document = self._document(prompt, output, given)
         manifest = _write(destination, enlarge(frames, output.zoom), document, output)
         recorded = output.record and _record(destination, document, manifest)
         return MadeClip(destination, document, seconds, manifest is not None, recorded)
@@ -139,7 +140,7 @@ class ClipMaker:
         from hfq.registry import open_registry
         from hfq.registry.clips.journal import Picture, keep_clip
 
-        document, registry = self._document(prompt, output), open_registry()
+        document, registry = self._document(prompt, output, self._frames_given(prompt)), open_registry()
         width, height = (size * output.zoom for size in (self.settings.width, self.settings.height))
         # As it is written: yuv420p halves the colour planes, so that an odd size gets one row or column more.
         picture = Picture(width + width % 2, height + height % 2, self.settings.frames, Fraction(output.fps))
@@ -151,7 +152,7 @@ class ClipMaker:
         recorded = is_registered(kept.file_sha256) or (output.record and _record(destination, kept.document, None))
         return MadeClip(destination, kept.document, None, kept.signed, recorded)
 
-    def _document(self, prompt: Prompt, output: ClipOutput) -> ClipDocument:
+    def _document(self, prompt: Prompt, output: ClipOutput, given: Frames) -> ClipDocument:
         from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
 
         roots = {role: identity.bf16_root for role, identity in self._loaded.identities.items()}
@@ -165,7 +166,6 @@ class ClipMaker:
         settings["negative_prompt"] = f"sha256:{prompt_sha256(negative)}" if negative else ""
         settings["scheduler"] = type(self._loaded.pipeline.scheduler).__name__
         settings["dtype"] = self._given["dtype"]
-        given = self._frames_given(prompt)
         for name, digest in (("first_frame", given.first_sha256), ("last_frame", given.last_sha256)):
             if digest is not None:
                 settings[f"{name}_sha256"] = digest
@@ -186,7 +186,7 @@ class ClipMaker:
 
         return [] if self.delta is None else unused_clips(self._loaded.pipeline)
 
-    def _frames_given(self, prompt: Prompt) -> Any:
+    def _frames_given(self, prompt: Prompt) -> Frames:
         from hfq.convert.generation import load_frames
 
         return load_frames(
