@@ -15,8 +15,8 @@ from .errors import MalformedTensorError
 
 __all__ = ["checked_original", "exact_sums", "row_errors", "row_tiles"]
 
-PLACES: Final = 2048
-"""Sums of a row: place i takes the columns i, i + 2048, i + 4096, ... in this order. The upper half of the places is
+PLACES: Final = 256
+"""Sums of a row: place i takes the columns i, i + 256, i + 512, ... in this order. The upper half of the places is
 added to the lower one until four are left, which are added in order: loops that compilers vectorise."""
 
 

@@ -118,8 +118,8 @@ def measure(codes: Tensor, words: Tensor, mask: Tensor | None, original: Tensor)
         arguments += (runs(x), is_wide(x), groups, found)
 
         def work(first: int, last: int, arguments: Any = arguments) -> None:
-            scratch, doubles = module.new_scratch()[0], errors.new_doubles()
-            errors.measure(*arguments, first, last, scratch, np.zeros_like(scratch), doubles)
+            scratch = module.new_scratch()[0]
+            errors.measure(*arguments, first, last, scratch, np.zeros_like(scratch), errors.new_sums())
 
         run_ranges(work, x.shape[0], x.numel())
         sums[:, rows] = found

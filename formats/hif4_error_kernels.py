@@ -56,6 +56,14 @@ DOUBLE_ROW_COUNT: Final = 8
 _NAN_CODE: Final = np.uint32(E6M2_NAN)
 
 
+PLACE_RUNS: Final = 64  # of the 256 places of `_squares`
+
+
+def new_sums() -> Any:
+    """A scratch of doubles [8, PLACE_RUNS]."""
+    return np.zeros((8, PLACE_RUNS), np.float64)
+
+
 def new_doubles() -> Any:
     """A scratch of doubles [DOUBLE_ROW_COUNT, COLUMNS]."""
     return np.zeros((DOUBLE_ROW_COUNT, COLUMNS), np.float64)
@@ -123,9 +131,32 @@ def encode_searching(
 
 
 @inlined
+def add_squares(n: Any, b: Any, o: Any, sums: Any) -> None:
+    """The squares of n runs added to the sums [8, PLACE_RUNS] of a row: of value minus original, of the original."""
+    for first in range(0, n, 2 * PLACE_RUNS):
+        left = min(PLACE_RUNS, n - first)
+        right = min(PLACE_RUNS, n - first - left)
+        for s in range(4):
+            values, originals = b[s, first : first + left + right], o[s, first : first + left + right]
+            errors, powers = sums[s, :left], sums[4 + s, :left]
+            # Two at a time: the sums are in memory, and half as many go to and fro.
+            for t in range(right):
+                low, high = F64(float_of(originals[t])), F64(float_of(originals[PLACE_RUNS + t]))
+                difference = F64(float_of(values[t])) - low
+                next_difference = F64(float_of(values[PLACE_RUNS + t])) - high
+                errors[t] = (errors[t] + difference * difference) + next_difference * next_difference
+                powers[t] = (powers[t] + low * low) + high * high
+            for t in range(right, left):
+                original = F64(float_of(originals[t]))
+                difference = F64(float_of(values[t])) - original
+                errors[t] += difference * difference
+                powers[t] += original * original
+
+
+@inlined
 def fold(sums: Any) -> Any:
-    """The total of sums [4, COLUMNS] of the places of a row, in the order of `_squares`; they are used up."""
-    n = COLUMNS
+    """The total of sums [4, PLACE_RUNS] of the places of a row, in the order of `_squares`; they are used up."""
+    n = PLACE_RUNS
     while n > 1:
         n //= 2
         for s in range(4):
@@ -153,12 +184,6 @@ def measure(
             n = RUN * groups
             load_stored(words, codes, mask, action, g, groups, b)
             load(original, wide, RUN * g, n, o)
-            for s in range(4):
-                for t in range(n):
-                    difference = F64(float_of(b[s, t])) - F64(float_of(o[s, t]))
-                    d[s, t] += difference * difference
-                for t in range(n):
-                    value = F64(float_of(o[s, t]))
-                    d[4 + s, t] += value * value
+            add_squares(n, b, o, d)
         sums[0, row] = fold(d[:4])
         sums[1, row] = fold(d[4:])

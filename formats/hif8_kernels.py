@@ -36,7 +36,7 @@ from ._kernels import (
 from ._layout import DIVIDE, KEEP
 
 CHUNK: Final = 4096  # elements: the scratch takes 16 KiB
-PLACES: Final = 2048  # sums of a row, see `_squares`
+PLACES: Final = 256  # sums of a row, see `_squares`
 _HALF_MAGNITUDE: Final = np.uint16(0x7FFF)
 _HALF_INFINITY: Final = np.uint16(0x7F80)
 _MAX: Final = np.float32(2.0**15).view(np.uint32)
@@ -257,6 +257,29 @@ def decode(
 
 
 @inlined
+def add_squares(n: Any, b: Any, o: Any, sums: Any) -> None:
+    """The squares of n numbers, whose first stands in place 0, added to the sums [2, PLACES] of a row: of value minus
+    original, and of the original."""
+    for first in range(0, n, 2 * PLACES):
+        left = min(PLACES, n - first)
+        right = min(PLACES, n - first - left)
+        values, originals = b[first : first + left + right], o[first : first + left + right]
+        errors, powers = sums[0, :left], sums[1, :left]
+        # Two at a time: the sums are in memory, and half as many go to and fro.
+        for i in range(right):
+            low, high = F64(float_of(originals[i])), F64(float_of(originals[PLACES + i]))
+            difference = F64(float_of(values[i])) - low
+            next_difference = F64(float_of(values[PLACES + i])) - high
+            errors[i] = (errors[i] + difference * difference) + next_difference * next_difference
+            powers[i] = (powers[i] + low * low) + high * high
+        for i in range(right, left):
+            original = F64(float_of(originals[i]))
+            difference = F64(float_of(values[i])) - original
+            errors[i] += difference * difference
+            powers[i] += original * original
+
+
+@inlined
 def fold(sums: Any) -> Any:
     """The total of the sums [PLACES] of a row, in the order of `_squares`; they are used up."""
     n = PLACES
@@ -281,15 +304,10 @@ def measure(
     """Sums of squares of rows [first, last): of value minus original in sums[0], of the original in sums[1]."""
     for row in range(first, last):
         d[:] = 0.0
-        for column in range(0, columns, PLACES):
-            n, start = min(PLACES, columns - column), row * columns + column
+        for column in range(0, columns, CHUNK):
+            n, start = min(CHUNK, columns - column), row * columns + column
             load_stored(codes, table, scales[row * step], mask, action, start, column, n, b)
             load(narrow, original, wide, False, mask, KEEP, start, column, n, o)
-            for i in range(n):
-                difference = F64(float_of(b[i])) - F64(float_of(o[i]))
-                d[0, i] += difference * difference
-            for i in range(n):
-                value = F64(float_of(o[i]))
-                d[1, i] += value * value
+            add_squares(n, b, o, d)
         for kind in range(2):
             sums[kind, row] = fold(d[kind])

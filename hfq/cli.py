@@ -125,4 +125,6 @@ def main() -> None:
     """Entry point of the `hfq` command."""
     # Imports make objects that all stay: looking through them again and again would slow every start.
     gc.set_threshold(50_000)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # nor is it worth half a second to look through those of torch once more at the end
+    sys.exit(code)
