@@ -18,7 +18,7 @@ from .safetensors_file import SafetensorsFile, TensorEntry
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-__all__ = ["CHUNK_BYTES", "Buffers", "Chunk", "FilePass", "Order", "TensorPass"]
+__all__ = ["CHUNK_BYTES", "Buffers", "Chunk", "FilePass", "Lane", "Order", "TensorPass"]
 
 CHUNK_BYTES: Final = 2 << 20  # a multiple of every element size; fits a core's cache with its neighbour
 
@@ -97,9 +97,23 @@ class FilePass:
     hashed: bool
     sha256: str | None = None
     hash_state: _Hash = field(default_factory=hashlib.sha256)
-    chunks: deque[Chunk] = field(default_factory=deque)
     pending: deque[Chunk] = field(default_factory=deque)
-    is_read: bool = False  # by a thread, now
+
+
+@dataclass(eq=False)
+class Lane:
+    """Chunks of one file that are read one after another: all of them where the file is hashed, else a share.
+
+    Attributes:
+        chunks: not read yet.
+        is_read: by a thread, now.
+        held: chunks that are being read, or are there because somebody needs them.
+    """
+
+    owner: FilePass
+    chunks: deque[Chunk]
+    is_read: bool = False
+    held: int = 0
 
 
 @dataclass(eq=False)
@@ -115,6 +129,7 @@ class Chunk:
     buffer: Bytes | None = None
     users: int = 0
     in_file: bool = False
+    lane: Lane = field(init=False)
 
 
 class Buffers:

@@ -1,9 +1,10 @@
 """The threads of a pass over an expert: every byte read once, hashed where it must be, worked on, in bounded memory.
 
-A file is cut into chunks. Reading the next chunk of a file, hashing it as part of the file, hashing it as part of its
-tensor and working on a whole tensor are steps; each thread takes the oldest step that is ready and reads ahead when
-there are fewer ready steps than threads. A file is one stream, and so is a tensor: their chunks are hashed in order,
-and files and tensors side by side. Results are in file order, whatever the order of the work.
+A file is cut into chunks. Reading the next chunk of a lane, hashing it as part of the file, hashing it as part of its
+tensor and working on a whole tensor are steps; each thread takes the oldest step that is ready and reads ahead, where
+least is waiting, when there are fewer ready steps than threads. A file is one stream, and so is a tensor: their chunks
+are hashed in order, and files and tensors side by side. A file that is not hashed is read in several lanes, so that
+several of its tensors are hashed at one time. Results are in file order, whatever the order of the work.
 
 Memory is that of two pools of buffers: chunks, and, where tensors are worked on, weights in BF16.
 """
@@ -15,12 +16,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 
 from .progress import Progress
-from .scan_parts import CHUNK_BYTES, Buffers, Chunk, FilePass, Order, TensorPass
+from .scan_parts import CHUNK_BYTES, Buffers, Chunk, FilePass, Lane, Order, TensorPass
 from .threads import stoppable
 
 __all__ = ["Pass"]
@@ -67,8 +69,8 @@ class Pass:
         largest = max(sizes, default=0)
         count = max(2, min(self._threads + 1, _WEIGHTS_BYTES // max(1, largest)))
         self._weight_buffers = Buffers(largest, count if work else 0)
-        # A file that is half read may hold a weight: as many at a time as there are weights, less one to work on.
-        self._files_at_once = min(self._threads, count - 1) if work else self._threads
+        # A lane that is half read may hold a weight: as many at a time as there are weights, less one to work on.
+        self._lanes_at_once = min(self._threads, count - 1) if work else self._threads
         self._ready: list[tuple[Order, int, Callable[[], None], Callable[[], None]]] = []
         self._count = 0
         self._waiting: deque[TensorPass] = deque()  # for memory to work in
@@ -79,9 +81,22 @@ class Pass:
         self._changed = threading.Condition()
         self._idle = 0
         self._over = threading.Event()
-        for index, part in enumerate(files):
-            part.chunks.extend(self._cut(index, part))
-        self.total_bytes = sum(chunk.size for part in files for chunk in part.chunks)
+        self._lanes = [lane for index, part in enumerate(files) for lane in self._lay(part, index)]
+        self.total_bytes = sum(chunk.size for lane in self._lanes for chunk in lane.chunks)
+
+    def _lay(self, part: FilePass, index: int) -> Iterable[Lane]:
+        """A file's chunks in lanes; a tensor is in one of them."""
+        chunks = list(self._cut(index, part))
+        size = len(chunks) if part.hashed else -(-len(chunks) // self._threads)
+        while chunks:
+            end = min(size, len(chunks))
+            while end < len(chunks) and chunks[end].tensor is chunks[end - 1].tensor:
+                end += 1
+            lane = Lane(part, deque(chunks[:end]))
+            for chunk in lane.chunks:
+                chunk.lane = lane
+            yield lane
+            del chunks[:end]
 
     def _cut(self, index: int, part: FilePass) -> Iterable[Chunk]:
         end, wanted = part.file.header_bytes, {tensor.entry.name: tensor for tensor in part.tensors}
@@ -174,7 +189,7 @@ class Pass:
         return bool(
             any(order < self._stop for order, *_ in self._ready)
             or any(tensor.order < self._stop for tensor in self._waiting)
-            or any(part.chunks and part.chunks[0].order < self._stop for part in self._files)
+            or any(lane.chunks and lane.chunks[0].order < self._stop for lane in self._lanes)
         )
 
     def _next_step(self) -> _Step | None:
@@ -209,25 +224,22 @@ class Pass:
         return None
 
     def _next_read(self) -> _Step | None:
-        begun = 0
-        for part in self._files:
-            if not part.chunks:
+        begun = list(islice((lane for lane in self._lanes if lane.chunks), self._lanes_at_once))
+        for lane in sorted(begun, key=lambda lane: lane.held):
+            chunk = lane.chunks[0]
+            if lane.is_read or chunk.order >= self._stop or not self._provide(chunk):
                 continue
-            begun += 1
-            if begun > self._files_at_once:
-                return None
-            chunk = part.chunks[0]
-            if part.is_read or chunk.order >= self._stop or not self._provide(chunk):
-                continue
-            part.chunks.popleft()
-            part.is_read = True
+            lane.chunks.popleft()
+            lane.is_read = True
+            lane.held += 1
             # Hashed at once while it is in the core's cache, unless this file is the one that all wait for.
+            part = lane.owner
             chunk.in_file = part.hashed and not part.pending and self._are_many()
             return chunk.order, partial(self._read, chunk), partial(self._end_read, chunk)
         return None
 
     def _are_many(self) -> bool:
-        return sum(bool(part.chunks) for part in self._files) >= self._threads
+        return sum(bool(lane.chunks) for lane in self._lanes) >= self._threads
 
     def _provide(self, chunk: Chunk) -> bool:
         """Give a chunk memory to be read into, if there is some: a part of its weight's, or a buffer of its own."""
@@ -260,7 +272,7 @@ class Pass:
         assert chunk.data is not None
         if chunk.size:
             chunk.owner.file.pread_into(chunk.data.data, chunk.order[1])
-        if not chunk.owner.chunks:
+        if not chunk.lane.chunks:
             chunk.owner.file.check_unchanged()
         if chunk.in_file:
             chunk.owner.hash_state.update(chunk.data.data)
@@ -268,7 +280,7 @@ class Pass:
     def _end_read(self, chunk: Chunk) -> None:
         """After reading: the chunk's hashes are due. Nobody reads on in a file that failed: `_stop` is before it."""
         part, tensor = chunk.owner, chunk.tensor
-        part.is_read = False
+        chunk.lane.is_read = False
         self._untold += chunk.size
         if part.hashed and not chunk.in_file:
             chunk.users += 1
@@ -281,10 +293,11 @@ class Pass:
             if len(tensor.chunks) == 1:
                 self._push_tensor_step(tensor)
         self._leave(chunk)
-        self._end_file(part)
+        self._end_file(chunk.lane)
 
-    def _end_file(self, part: FilePass) -> None:
-        if part.hashed and not part.chunks and not part.pending and not part.is_read:
+    def _end_file(self, lane: Lane) -> None:
+        part = lane.owner
+        if part.hashed and not lane.chunks and not part.pending and not lane.is_read:
             part.sha256 = part.hash_state.hexdigest()
 
     def _push_file_step(self, part: FilePass) -> None:
@@ -297,7 +310,7 @@ class Pass:
             self._leave(chunk)
             if part.pending:
                 self._push_file_step(part)
-            self._end_file(part)
+            self._end_file(chunk.lane)
 
         self._push(chunk.order, lambda: part.hash_state.update(data), end)
 
@@ -335,6 +348,7 @@ class Pass:
         if chunk.users:
             return
         chunk.data = None
+        chunk.lane.held -= 1
         if chunk.buffer is not None:
             self._chunk_buffers.give(chunk.buffer)
             chunk.buffer = None

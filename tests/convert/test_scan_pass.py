@@ -67,6 +67,41 @@ def test_digests_and_values_are_those_of_one_tensor_after_another(dtype: str, th
     assert not names_of_threads()
 
 
+def test_without_file_hashes_the_digests_are_the_same(threads: int, tmp_path: Path) -> None:
+    write_expert(tmp_path, tiny().tensors(), dtype="F32", shards=2)
+    with open_checkpoint(tmp_path) as checkpoint:
+        expert = checkpoint.experts["single"]
+        hashed, bare = expert.scan(), expert.scan(hash_files=False)
+        assert hashed.run() == bare.run()
+        assert hashed.witnesses
+        assert not bare.witnesses
+        worked = expert.scan(hash_files=False)
+        assert worked.each(lambda tensor: tensor.exact_sha256) == [tensor.exact_sha256 for tensor in expert.scan()]
+
+
+def test_tensors_of_one_file_are_hashed_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_expert(tmp_path, tiny().tensors(), dtype="F32")
+    # Nobody gets past the barrier alone, and the chunks of one tensor fill all buffers.
+    barrier, met = threading.Barrier(2, timeout=20), set[str]()
+    digest_chunk = scan_parts.TensorPass.digest_chunk
+
+    def wait(tensor: scan_parts.TensorPass, chunk: scan_parts.Chunk) -> None:
+        if tensor.left > 4 and len(met) < 2 and tensor.name not in met:
+            met.add(tensor.name)
+            barrier.wait()
+        digest_chunk(tensor, chunk)
+
+    monkeypatch.setattr(scan_parts.TensorPass, "digest_chunk", wait)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with open_checkpoint(tmp_path) as checkpoint:
+            checkpoint.experts["single"].scan(hash_files=False).run()
+    finally:
+        torch.set_num_threads(before)
+    assert len(met) == 2
+
+
 def test_work_is_done_side_by_side_on_single_threads(tmp_path: Path) -> None:
     write_expert(tmp_path, tiny().tensors())
     before = torch.get_num_threads()
