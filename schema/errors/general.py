@@ -14,6 +14,7 @@ __all__ = [
     "MalformedFileError",
     "MissingDependencyError",
     "MissingPathError",
+    "OutOfMemoryError",
     "OutputExistsError",
     "ResumeMismatchError",
     "SchemaViolationError",
@@ -154,6 +155,12 @@ class OutputExistsError(HfqError):
 
     code = "output-exists"
     exit_code = 2
+
+
+class OutOfMemoryError(HfqError):
+    """The system or a limit gives this process no more memory."""
+
+    code = "out-of-memory"
 
 
 class MissingDependencyError(HfqError):

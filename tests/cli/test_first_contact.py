@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,3 +88,30 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "hfq [OPTIONS]" in done.stdout
     assert done.stderr.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("allocate", "found"),
+    [
+        (lambda: torch.empty(1 << 50), "tried to allocate 4503599627370496 bytes"),
+        (lambda: np.empty(1 << 50), "Unable to allocate 8.00 PiB"),
+        (lambda: bytearray(1 << 60), None),
+    ],
+)
+def test_memory_that_is_not_there_is_no_internal_error(
+    allocate: Callable[[], object],
+    found: str | None,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("hfq.convert.convert.convert_site", lambda *_: allocate())
+    arguments = ["convert", str(tiny_weights), "--recipe", "rtn-hif4", "-o", str(tmp_path / "delta")]
+    assert run([*arguments, "--json"]) == 1
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert (error["code"], error.get("found")) == ("out-of-memory", found)
+    assert captured.err.rstrip().splitlines()[-1].startswith("hfq: this process gets no more memory")
+    monkeypatch.undo()
+    assert run([*arguments, "--resume"]) == 0
