@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfq.console import BarProgress, note
 from hfq.convert.prompts import Prompt
+from hfq.generation_options import settings_from
 from hfq.schema.atomic import publish_file
 from hfq.schema.errors import UsageError
 
@@ -70,7 +71,6 @@ class ClipMaker:
         """
         import torch
 
-        from hfq.commands.calibrate import settings_from
         from hfq.convert.apply import apply, summary
         from hfq.convert.generation import plan_schedule, prepare_scheduler
         from hfq.convert.pipelines import load_model

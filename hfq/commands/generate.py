@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hfq.commands.calibrate import generation_options
 from hfq.commands.clips import chosen_key, signing_options
 from hfq.console import emit, format_seconds, json_option, note
+from hfq.generation_options import generation_options
 from hfq.schema.errors import InterruptedRunError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
