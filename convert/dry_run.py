@@ -10,12 +10,13 @@ from typing import Any, Final
 from .analyze import Analysis
 from .calibration import Calibration
 from .checkpoint import Checkpoint
-from .conversion_plan import plan_conversion
+from .conversion_plan import Plan, plan_conversion
 from .delta_inspect import routing_table
 from .progress import Progress, Silent
 from .prompts import Prompt
 from .recipe import Recipe
 from .routing import stages_for
+from .scan_pass import weights_at_once
 from .site_costs import Speed, measure_speed, site_seconds, stage_bytes
 from .threads import thread_count
 
@@ -24,7 +25,7 @@ __all__ = ["dry_run"]
 _KEPT_BYTES: Final = 150
 _SITE_BYTES: Final = 550
 _TENSOR_BYTES: Final = 160
-_RUNTIME_BYTES: Final = 450_000_000
+_RUNTIME_BYTES: Final = 450_000_000  # Python, torch, numba, chunks, documents
 # Reading from memory takes a tenth of hashing; from a disk it may take longer than everything else.
 _READING: Final = 0.1
 _START_S: Final = 2.0
@@ -53,16 +54,16 @@ def dry_run(
         evaluation_prompts=evaluation_prompts,
     )
     speed, threads = measure_speed(), thread_count()
-    state = elements = documents = working = 0
+    state = elements = documents = peak = 0
     busy = 0.0
     for role, routes in plan.routes.items():
+        peak = max(peak, _working_bytes(plan, role, threads))
         for site, route in routes.items():
             documents += _KEPT_BYTES
             if route.to == "quantize":
                 documents += _SITE_BYTES
                 stages = stages_for(plan.recipe, role, site)
-                more, memory = stage_bytes(stages, plan.sites[role][site])
-                state, working = state + more, max(working, memory)
+                state += stage_bytes(stages, plan.sites[role][site])[0]
                 busy += site_seconds(stages, plan.sites[role][site], speed)
     base = 0
     for expert in checkpoint.experts.values():
@@ -75,11 +76,16 @@ def dry_run(
         "routing": routing_table(plan.routes),
         "delta_bytes": state + documents,
         "base_bytes": base,
-        # Copies of the largest weight in several forms; `make check-large` measured at most 1.7 GB at 14B widths.
         "threads": threads,
         "seconds": round(_wall_seconds(checkpoint, busy, speed, threads), 1),
-        "peak_bytes": _RUNTIME_BYTES + 18 * elements + working,
+        "peak_bytes": _RUNTIME_BYTES + 2 * elements * weights_at_once(threads, 2 * elements) + peak,
     }
+
+
+def _working_bytes(plan: Plan, role: str, threads: int) -> int:
+    """What works on weights take at one time: as many as there are threads, while the memory allows it."""
+    costs = sorted(plan.working_bytes(role).values(), reverse=True)[:threads]
+    return max(max(costs, default=0), min(sum(costs), plan.memory_bytes))
 
 
 def _wall_seconds(checkpoint: Checkpoint, busy: float, speed: Speed, threads: int) -> float:

@@ -25,7 +25,7 @@ from .progress import Progress
 from .scan_parts import CHUNK_BYTES, Buffers, Chunk, FilePass, Lane, Order, TensorPass
 from .threads import stoppable
 
-__all__ = ["Pass"]
+__all__ = ["Pass", "weights_at_once"]
 
 # Weights that are read, hashed or worked on at one time: seven of the largest of a 14B model.
 _WEIGHTS_BYTES: Final = 1_000_000_000
@@ -36,6 +36,11 @@ _LAST: Final = (1 << 62, 0)
 
 _Step = tuple[Order, Callable[[], None], Callable[[], None]]
 """Its place, what a thread does, and what follows under the lock, whether it was done or not."""
+
+
+def weights_at_once(threads: int, largest: int) -> int:
+    """How many weights, the largest of so many bytes in BF16, a pass with work has in memory."""
+    return max(2, min(threads + 1, _WEIGHTS_BYTES // max(1, largest)))
 
 
 class Pass:
@@ -67,7 +72,7 @@ class Pass:
         self._chunk_buffers = Buffers(CHUNK_BYTES, self._threads + 2)
         sizes = [tensor.rounded_bytes for part in files for tensor in part.tensors]
         largest = max(sizes, default=0)
-        count = max(2, min(self._threads + 1, _WEIGHTS_BYTES // max(1, largest)))
+        count = weights_at_once(self._threads, largest)
         self._weight_buffers = Buffers(largest, count if work else 0)
         # A lane that is half read may hold a weight: as many at a time as there are weights, less one to work on.
         self._lanes_at_once = min(self._threads, count - 1) if work else self._threads

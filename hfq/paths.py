@@ -1,4 +1,4 @@
-"""DELTA arguments: a folder, an id or an alias."""
+"""DELTA arguments: a folder, an id or an alias. The registry is imported for the last two alone: it takes a while."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfq.console import note
-from hfq.registry.arguments import given
-from hfq.registry.folder import DOCUMENT
-from hfq.registry.status import NO_REGISTRY
 
 if TYPE_CHECKING:
     from hfq.convert.delta import Delta
@@ -25,18 +22,22 @@ def delta_folder(text: str) -> Path:
         UnknownIdError, AmbiguousIdError: neither a folder nor a known id or alias.
         FolderGoneError: registered, and its folder is not there any more.
     """
-    path = Path(given(text))
-    if path.is_dir():
+    path = Path(text)
+    if text and path.is_dir():
         return path
-    if path.is_file() and path.name == DOCUMENT:
-        return path.parent
     import hfq
+    from hfq.registry.arguments import given
+    from hfq.registry.folder import DOCUMENT
 
+    if Path(given(text)).is_file() and path.name == DOCUMENT:
+        return path.parent
     return Path(hfq.open_registry().locate(text))
 
 
 def note_absence(registry: Registry) -> None:
     """Say on stderr where a registry would be, when there is none: an empty answer is none about deltas."""
+    from hfq.registry.status import NO_REGISTRY
+
     if not registry.is_there:
         note(f"{registry.path}: {NO_REGISTRY}")
 

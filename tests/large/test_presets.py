@@ -71,6 +71,7 @@ def test_a_preset_at_14b_widths(preset: str, folder: Path, pipeline: Path, figur
             "--height", "32", "--width", "32", "--frames", "5", "--steps", "3", "-o", str(clip),
         ),
     }  # fmt: skip
+    planned, _ = run_measured(*work["convert"], "--dry-run")
     for name, arguments in work.items():
         started = time.perf_counter()
         document, peak = run_measured(*arguments)
@@ -80,6 +81,9 @@ def test_a_preset_at_14b_widths(preset: str, folder: Path, pipeline: Path, figur
         if name == "convert":
             found["stored_bits_per_weight"] = document["stored_bits_per_weight"]
             found["restored_bits_per_weight"] = document["restored_bits_per_weight"]
+            found["predicted_bytes"], found["predicted_seconds"] = planned["peak_bytes"], planned["seconds"]
+            print(f"{preset}: predicted {planned['peak_bytes'] / GB:.2f} GB, {planned['seconds']:.0f} s", flush=True)
+            assert peak < planned["peak_bytes"] < limit
         figures[f"preset {preset}: {name}"] = found
         assert name == "generate" or peak < limit
     assert clip.stat().st_size > 0
