@@ -24,7 +24,10 @@ from .site_costs import site_bytes
 from .stage_rules import NEEDS_CALIBRATION, NEEDS_INPUTS, check_width
 from .weights import NUMERICS
 
-__all__ = ["Plan", "journal_inputs", "plan_conversion"]
+__all__ = ["STATISTICS_HELD", "Plan", "journal_inputs", "plan_conversion"]
+
+STATISTICS_HELD: Final = 2
+"""Input groups: sites that stand together in a file share a few."""
 
 # The process itself and the weights on their way take up to 1.6 GB of what DESIGN allows.
 _WORKING_BYTES: Final = 500_000_000

@@ -29,7 +29,7 @@ from .bf16 import all_finite
 from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
 from .clip_choice import choose_headrooms, error_at
-from .conversion_plan import Plan, journal_inputs, plan_conversion
+from .conversion_plan import STATISTICS_HELD, Plan, journal_inputs, plan_conversion
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
 from .identity import FileWitness, Identity
 from .journal import Journal
@@ -48,7 +48,6 @@ from .weights import NUMERICS, check_finite
 __all__ = ["Conversion", "WitnessOptions", "quantize"]
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32, "uint8": torch.uint8}
-_STATISTICS: Final = 2  # input groups held: sites that stand together in a file share a few
 
 
 def quantize(
@@ -224,7 +223,7 @@ class Conversion:
         key = (role, site.input_group)
         with self._reading:
             if key not in self._statistics:
-                while len(self._statistics) >= _STATISTICS:
+                while len(self._statistics) >= STATISTICS_HELD:
                     del self._statistics[next(iter(self._statistics))]
                 self._statistics[key] = self._plan.calibration.read(*key)
             return self._statistics[key]

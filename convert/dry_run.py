@@ -10,7 +10,7 @@ from typing import Any, Final
 from .analyze import Analysis
 from .calibration import Calibration
 from .checkpoint import Checkpoint
-from .conversion_plan import Plan, plan_conversion
+from .conversion_plan import STATISTICS_HELD, Plan, plan_conversion
 from .delta_inspect import routing_table
 from .progress import Progress, Silent
 from .prompts import Prompt
@@ -57,7 +57,7 @@ def dry_run(
     state = elements = documents = peak = 0
     busy = 0.0
     for role, routes in plan.routes.items():
-        peak = max(peak, _working_bytes(plan, role, threads))
+        peak = max(peak, _working_bytes(plan, role, threads) + _statistics_bytes(plan, role, threads))
         for site, route in routes.items():
             documents += _KEPT_BYTES
             if route.to == "quantize":
@@ -86,6 +86,15 @@ def _working_bytes(plan: Plan, role: str, threads: int) -> int:
     """What works on weights take at one time: as many as there are threads, while the memory allows it."""
     costs = sorted(plan.working_bytes(role).values(), reverse=True)[:threads]
     return max(max(costs, default=0), min(sum(costs), plan.memory_bytes))
+
+
+def _statistics_bytes(plan: Plan, role: str, threads: int) -> int:
+    """The input groups that are held, and a copy of the kept rows for each thread."""
+    if plan.calibration is None or role not in plan.calibrated:
+        return 0
+    plans = (plan.calibration.plan(role, group) for group in plan.calibration.groups(role))
+    sizes = sorted(sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in found.tensors()) for found in plans)
+    return sum(sizes[-STATISTICS_HELD:]) + threads * max(sizes, default=0)
 
 
 def _wall_seconds(checkpoint: Checkpoint, busy: float, speed: Speed, threads: int) -> float:

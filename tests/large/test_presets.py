@@ -83,7 +83,7 @@ def test_a_preset_at_14b_widths(preset: str, folder: Path, pipeline: Path, figur
             found["restored_bits_per_weight"] = document["restored_bits_per_weight"]
             found["predicted_bytes"], found["predicted_seconds"] = planned["peak_bytes"], planned["seconds"]
             print(f"{preset}: predicted {planned['peak_bytes'] / GB:.2f} GB, {planned['seconds']:.0f} s", flush=True)
-            assert peak < planned["peak_bytes"] < limit
+            assert peak < planned["peak_bytes"]
         figures[f"preset {preset}: {name}"] = found
         assert name == "generate" or peak < limit
     assert clip.stat().st_size > 0
