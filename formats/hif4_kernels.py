@@ -124,9 +124,7 @@ def find_reciprocals(groups: Any, b: Any) -> None:
 def spread(groups: Any, source: Any, out: Any) -> None:
     """One number of each group, repeated for its runs."""
     for g in range(groups):
-        value = source[g]
-        for k in range(RUN):
-            out[RUN * g + k] = value
+        out[RUN * g : RUN * (g + 1)] = source[g]
 
 
 @inlined
@@ -177,14 +175,14 @@ def find_steps(groups: Any, b: Any) -> None:
 @inlined
 def write_words(first: Any, groups: Any, words: Any, b: Any) -> None:
     """The scale words, layout A."""
-    for t in range(RUN * groups):
-        flags = b[FLAGS, t]
-        b[STEP, t] = U32((flags & ONE) << b[LV2_PLACE, t]) | U32((flags >> ONE) << b[LV3_PLACE, t])
+    target = words[first : first + groups]
     for g in range(groups):
-        word = b[CODE, g]
+        flags = b[FLAGS, RUN * g : RUN * (g + 1)]
+        lv2 = lv3 = U32(0)
         for k in range(RUN):
-            word |= b[STEP, RUN * g + k]
-        words[first + g] = word
+            lv2 |= U32((flags[k] & ONE) << U32(8 + k // 2))
+            lv3 |= U32((flags[k] >> ONE) << U32(16 + k))
+        target[g] = b[CODE, g] | lv2 | lv3
 
 
 @inlined
@@ -197,6 +195,20 @@ def read_words(first: Any, groups: Any, words: Any, b: Any) -> None:
     for t in range(RUN * groups):
         word = b[STEP, t]
         b[FLAGS, t] = ((word >> b[LV2_PLACE, t]) & ONE) | U32(((word >> b[LV3_PLACE, t]) & ONE) << ONE)
+
+
+@inlined
+def read_steps(first: Any, groups: Any, words: Any, b: Any) -> None:
+    """`read_words` and `find_steps` at once, without the flags between them."""
+    source = words[first : first + groups]
+    for g in range(groups):
+        word = source[g]
+        code = U32(word & U32(0xFF))
+        quarter = U32(U32(U32(code + _E6M2_TO_FP32) << U32(21)) - _QUARTER_STEP)
+        steps = b[STEP, RUN * g : RUN * (g + 1)]
+        for k in range(RUN):
+            increments = U32(((word >> U32(8 + k // 2)) & ONE) + ((word >> U32(16 + k)) & ONE))
+            steps[k] = U32(quarter + U32(increments << _EXPONENT)) if code != _NAN_CODE else NAN
 
 
 @inlined
@@ -264,8 +276,7 @@ def decode_codes(first: Any, n: Any, codes: Any, b: Any) -> None:
 @inlined
 def load_stored(words: Any, codes: Any, mask: Any, action: Any, first: Any, groups: Any, b: Any) -> None:
     """The values of stored groups, times their columns' mask when `action` says so."""
-    read_words(first, groups, words, b)
-    find_steps(groups, b)
+    read_steps(first, groups, words, b)
     decode_codes(RUN * first, RUN * groups, codes, b)
     if action != KEEP:
         apply_mask(RUN * first, RUN * groups, mask, action, b)
