@@ -54,7 +54,7 @@ def dry_run(
         evaluation_prompts=evaluation_prompts,
     )
     speed, threads = measure_speed(), thread_count()
-    state = elements = documents = peak = 0
+    state = documents = peak = 0
     busy = 0.0
     for role, routes in plan.routes.items():
         peak = max(peak, _working_bytes(plan, role, threads) + _statistics_bytes(plan, role, threads))
@@ -65,12 +65,11 @@ def dry_run(
                 stages = stages_for(plan.recipe, role, site)
                 state += stage_bytes(stages, plan.sites[role][site])[0]
                 busy += site_seconds(stages, plan.sites[role][site], speed)
-    base = 0
+    base = weights = 0
     for expert in checkpoint.experts.values():
-        for name in expert.names:
-            count = math.prod(expert.info(name).shape)
-            base, elements = base + 2 * count, max(elements, count)
-            documents += _TENSOR_BYTES
+        sizes = sorted((2 * math.prod(expert.info(name).shape) for name in expert.names), reverse=True)
+        base, documents = base + sum(sizes), documents + _TENSOR_BYTES * len(sizes)
+        weights = max(weights, sum(sizes[: weights_at_once(threads, sizes[0])]))
     return {
         "recipe": plan.recipe.name,
         "routing": routing_table(plan.routes),
@@ -78,7 +77,7 @@ def dry_run(
         "base_bytes": base,
         "threads": threads,
         "seconds": round(_wall_seconds(checkpoint, busy, speed, threads), 1),
-        "peak_bytes": _RUNTIME_BYTES + 2 * elements * weights_at_once(threads, 2 * elements) + peak,
+        "peak_bytes": _RUNTIME_BYTES + weights + peak,
     }
 
 
