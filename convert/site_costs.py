@@ -19,14 +19,14 @@ __all__ = ["Speed", "measure_speed", "site_bytes", "site_seconds", "stage_bytes"
 # Codes as a difference to plain rounding: `benchmarks/code_difference.py`.
 _CODES_BITS: Final = 1.2
 
-# Rounding, measuring and hashing the codes of one element take as long as hashing so many bytes.
-_PLAIN: Final = 7
-_MASKED: Final = 10
+# What is done with each element takes as long as hashing so many bytes: rounding, measuring, hashing codes; with a mask
+# also a copy in fp32 that outputs are computed from; with other ops several.
+_PLAIN: Final = 5
+_MASKED: Final = 20
+_CHAINED: Final = 55
 _TRIES: Final = 3
 _SIDE: Final = 512
 _OUTPUT_ROWS: Final = 256
-# Of what a square product of `_SIDE` reaches: factorisations and columns one after the other.
-_FACTORING: Final = 0.4
 _SUBSPACE: Final = 60
 
 
@@ -75,13 +75,17 @@ def stage_bytes(stages: list[Mapping[str, Any]], site: Site) -> tuple[int, int]:
     return state, memory
 
 
+def _is_light(stages: list[Mapping[str, Any]]) -> bool:
+    return all(stage["kind"] in ("smooth", "clip") for stage in stages)
+
+
 def site_bytes(stages: list[Mapping[str, Any]], site: Site) -> int:
     """Memory that converting a site takes beside its BF16 weight: codes, copies in fp32, what the stages need."""
     elements = site.in_features * site.out_features
     if not stages:
         return elements
     # A lone mask costs what measuring the output costs: one fp32 copy; other ops keep up to three.
-    copies = 5 if all(stage["kind"] in ("smooth", "clip") for stage in stages) else 13
+    copies = 5 if _is_light(stages) else 13
     return copies * elements + stage_bytes(stages, site)[1]
 
 
@@ -89,7 +93,8 @@ def site_seconds(stages: list[Mapping[str, Any]], site: Site, speed: Speed) -> f
     """Time of one thread on a site, beside reading and hashing its weight; within a factor of two."""
     width, height = site.in_features, site.out_features
     elements = width * height
-    seconds = (_MASKED if stages else _PLAIN) * elements / speed.hash_bytes
+    bytes_hashed = _PLAIN if not stages else _MASKED if _is_light(stages) else _CHAINED
+    seconds = bytes_hashed * elements / speed.hash_bytes
     products = 0.0
     for stage in stages:
         match stage["kind"]:
@@ -102,4 +107,4 @@ def site_seconds(stages: list[Mapping[str, Any]], site: Site, speed: Speed) -> f
                 products += int(stage["rows"]) * 3 * elements * (1 + len(stage["candidates"]))
             case "smooth":
                 products += 2 * _OUTPUT_ROWS * elements
-    return float(seconds + products / (_FACTORING * speed.products))
+    return float(seconds + products / speed.products)

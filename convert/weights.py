@@ -82,7 +82,8 @@ def quantize_weight(
         if divisor is None:
             check_finite(weight, where)
         raise NonFiniteWeightError("a weight is not a finite number", where=where, found=error, todo=_ADVICE) from None
-    if _has_infinity(encoded.codes):
+    # A scale puts the largest magnitude far below what overflows.
+    if options["scale"] == "none" and _has_infinity(encoded.codes):
         overflow = (encoded.codes & 0x7F) == HIF8_INFINITY
         row, column = (int(index) for index in overflow.nonzero()[0])
         if divisor is not None:
