@@ -48,6 +48,7 @@ def conversion_rows(document: Mapping[str, Any]) -> list[Row]:
                     "elements": None,
                     "threads": document["threads"],
                     "seconds": spread(seconds),
+                    "peak_bytes": max(run["peak_rss_bytes"] for run in runs),
                     "against": {"limit": {"seconds": spread(limit), "ratio": ratio(limit, seconds)}},
                 }
             )

@@ -233,9 +233,11 @@ def _commands(rows: Sequence[Row], command: Any) -> str:
                     f"{found['seconds'][0]:.2f}",
                     f"{1 / found['ratio'][0]:.3f} [{times[0]:.3f}, {times[1]:.3f}]",
                     _at_most(row, other),
+                    f"{row['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in row else "",
                 )
             )
-    return _markdown(("work", "threads", "s", f"{command.over}, s", "times as long", "at most"), lines)
+    columns = ("work", "threads", "s", "limit, s", "times the limit", "promised", "peak memory, GB")
+    return f"{_markdown(columns, lines)}\n\nLimit: {command.over}."
 
 
 def _at_most(row: Row, other: str) -> str:

@@ -43,7 +43,7 @@ if sys.argv[1] != "inspect":
 started, cpu = time.perf_counter(), time.process_time()
 code = run(sys.argv[1:])
 found = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-from hfq.convert.provenance import peak_rss_bytes
+from hfq.convert.peak_memory import peak_rss_bytes
 print(json.dumps({**found, "peak_rss_bytes": peak_rss_bytes()}), file=sys.stderr)
 sys.exit(code)
 """

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from hfq.convert.gptq import Hif4Rounder, hessian, inverse_factor, quantize_columns
-from hfq.convert.provenance import machine, peak_rss_bytes, software
+from hfq.convert.peak_memory import peak_rss_bytes
+from hfq.convert.provenance import machine, software
 from hfq.convert.truncated_svd import low_rank_factors
 from hfq.formats import hif4
 from hfq.formats.hif4_frozen import FrozenGroup

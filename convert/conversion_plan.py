@@ -108,6 +108,9 @@ def plan_conversion(
     ranking = _read_ranking(loaded, analysis, progress)
     selection = select_blocks(loaded, sites, ranking)
     routes = route_sites(loaded, sites, selection)
+    warnings = []
+    if not any(route.to == "quantize" for found in routes.values() for route in found.values()):
+        warnings.append("the recipe quantizes no linear of this model: the delta will be the base itself")
     for role, site, stages in _staged(loaded, routes, sites):
         check_width(stages, site.in_features, site.out_features, f"recipe {loaded.name}: {role} {site.name}")
     if loaded.name in preset_names() and loaded.digest != load_recipe(loaded.name).digest:
@@ -115,7 +118,7 @@ def plan_conversion(
     if not loaded.needs_calibration:
         if calibration is not None:
             progress.note(f"the recipe {loaded.name} needs no calibration; the given one is ignored")
-        plan = Plan(loaded, routes, sites, None, frozenset(), {}, [], selection, ranking, None)
+        plan = Plan(loaded, routes, sites, None, frozenset(), {}, warnings, selection, ranking, None)
         return _finish(plan, checkpoint, evaluation_prompts, progress)
     if calibration is None:
         inputs = " --keep-inputs 1024" if loaded.needs_inputs else ""
@@ -132,13 +135,11 @@ def plan_conversion(
             opened.check_group(role, site.input_group, site.in_features)
             calibrated.add(role)
             _check_rows(opened, role, site, stages, few)
-    warnings = [
+    warnings += [
         f"{role}: gptq has fewer input rows than channels in {len(missing)} linears ({min(missing)[1]} channels); "
         "keep more (--keep-inputs), or calibrate more prompts where a prompt has no more, as for cross_attn.k and v"
         for role, missing in few.items()
     ]
-    for warning in warnings:
-        progress.note(f"warning: {warning}")
     edges = {}
     for role in calibrated:
         early, late = opened.document["schedule"][role]["edges"]
@@ -166,11 +167,13 @@ def _read_ranking(
 def _finish(
     plan: Plan, checkpoint: Checkpoint, evaluation_prompts: Sequence[Prompt] | None, progress: Progress
 ) -> Plan:
-    """Check the analysis against every root that is known without reading the base, and compare prompts.
+    """Say the warnings, check the analysis against every root that is known without reading the base, compare prompts.
 
     Raises:
         WrongRoleError, AnalysisBaseError
     """
+    for warning in plan.warnings:
+        progress.note(f"warning: {warning}")
     for role in plan.selection.ranked:
         known = checkpoint.experts[role].known_root
         if known is not None:

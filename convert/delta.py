@@ -29,10 +29,11 @@ from .recipe import Recipe
 from .routing import Route
 from .safetensors_file import SafetensorsFile
 
-__all__ = ["DOCUMENT", "PROVENANCE", "REPORT", "STATE", "Delta", "load_delta", "state_name"]
+__all__ = ["DOCUMENT", "PROVENANCE", "REPORT", "STATE", "UNFINISHED", "Delta", "load_delta", "state_name"]
 
 DOCUMENT: Final = "ptq_state.json"
 STATE: Final = "ptq_state.safetensors"
+UNFINISHED: Final = "journal.jsonl"  # of a conversion in its `.partial` folder
 PROVENANCE: Final = "provenance.json"
 REPORT: Final = "report.json"
 
@@ -147,6 +148,13 @@ def load_delta(path: str | os.PathLike[str]) -> Delta:
     folder = Path(path)
     if not folder.is_dir():
         raise MissingPathError("no such delta", where=folder, expected=f"a folder with {DOCUMENT}")
+    if (folder / UNFINISHED).is_file():
+        raise MissingPathError(
+            "a conversion that is not finished",
+            where=folder,
+            expected="a delta",
+            todo="go on with `hfq convert` and the same arguments and --resume",
+        )
     document = read_document(folder / DOCUMENT, "ptq-state")
     state = SafetensorsFile(folder / STATE)
     try:

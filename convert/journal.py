@@ -8,7 +8,6 @@ with the process, however that ends: two runs cannot work in one folder, and a k
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,19 +17,18 @@ from typing import Any, BinaryIO, Final
 from torch import Tensor
 
 from hfq.schema.atomic import fsync_folder, write_file
-from hfq.schema.canonical import canonical_json
+from hfq.schema.canonical import canonical_json, sha256_hex
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import DigestMismatchError, HfqError, MalformedFileError, OutputExistsError, ResumeMismatchError
 
 from .calibration import file_sha256
-from .delta import DOCUMENT, PROVENANCE, REPORT, STATE
+from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, UNFINISHED
 from .safetensors_file import SafetensorsFile
 from .safetensors_writer import write_safetensors
 
 __all__ = ["Journal"]
 
 _STARTED: Final = "started.json"
-_LINES: Final = "journal.jsonl"
 _STATE: Final = "state"
 
 
@@ -48,6 +46,7 @@ class Journal:
         ResumeMismatchError: naming the first field that differs.
         OutputExistsError: another run is at work in the folder, or it holds something else.
         MalformedFileError: a journal that this package did not write.
+        DigestMismatchError: a line that has been changed since.
     """
 
     def __init__(self, partial: Path, inputs: Mapping[str, Any]) -> None:
@@ -55,7 +54,7 @@ class Journal:
         self._entries: dict[tuple[str, str], dict[str, Any]] = {}
         normal = parse_json(canonical_json(dict(inputs)), "inputs")
         (partial / _STATE).mkdir(parents=True, exist_ok=True)
-        self._file = open(partial / _LINES, "ab")  # noqa: SIM115 - open for the whole run
+        self._file = open(partial / UNFINISHED, "ab")  # noqa: SIM115 - open for the whole run
         try:
             _lock(self._file, partial)
             _remove_temporaries(partial)
@@ -73,13 +72,20 @@ class Journal:
             raise
 
     def _read_lines(self) -> None:
-        path = self.partial / _LINES
+        path = self.partial / UNFINISHED
         data = path.read_bytes()
         end = data.rfind(b"\n") + 1
         for line in data[:end].splitlines():
-            entry = parse_json(line, str(path))
-            if not isinstance(entry, dict) or not set(entry) >= {"role", "site", "weight", "state", "state_sha256"}:
+            written = parse_json(line, str(path))
+            if not isinstance(written, dict) or set(written) != {"entry", "sha256"}:
                 raise MalformedFileError("not a journal entry", where=path, todo="remove the folder and start again")
+            entry = written["entry"]
+            if sha256_hex(canonical_json(entry)) != written["sha256"]:
+                raise DigestMismatchError(
+                    "a line of the unfinished conversion was changed",
+                    where=path,
+                    todo="remove the folder and start again",
+                )
             self._entries[entry["role"], entry["site"]] = entry
         if end < len(data):
             # The run was killed while it wrote this line; its site is done again.
@@ -94,7 +100,7 @@ class Journal:
         role, site = entry["role"], entry["site"]
         path = self._state_path(role, site)
         full = {**entry, "state_sha256": write_safetensors(path, state) if state else None}
-        self._file.write(json.dumps(full, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        self._file.write(canonical_json({"entry": full, "sha256": sha256_hex(canonical_json(full))}) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._entries[role, site] = full
@@ -135,7 +141,7 @@ class Journal:
         self.close()
         (self.partial / _STARTED).unlink()
         fsync_folder(self.partial)
-        (self.partial / _LINES).unlink()
+        (self.partial / UNFINISHED).unlink()
         shutil.rmtree(self.partial / _STATE)
 
     def discard(self) -> None:
@@ -160,7 +166,7 @@ def _remove_temporaries(partial: Path) -> None:
 
 
 def _refuse_foreign(partial: Path) -> None:
-    known = {_STARTED, _LINES, _STATE, DOCUMENT, STATE, PROVENANCE, REPORT}
+    known = {_STARTED, UNFINISHED, _STATE, DOCUMENT, STATE, PROVENANCE, REPORT}
     for path in partial.iterdir():
         if path.name not in known:
             raise OutputExistsError(
@@ -182,7 +188,11 @@ def _compare(field: str, before: Any, now: Any, partial: Path) -> None:
     raise ResumeMismatchError(
         "the unfinished conversion was started with other inputs",
         where=f"{partial}: {field}",
-        expected=str(before)[:80],
-        found=str(now)[:80],
+        expected=_shown(before),
+        found=_shown(now),
         todo="use the same inputs, or remove the folder and start again",
     )
+
+
+def _shown(value: Any) -> str:
+    return f"{len(value)} entries" if isinstance(value, dict | list) else str(value)[:80]

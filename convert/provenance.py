@@ -6,7 +6,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,9 @@ from hfq.schema.version import VERSION
 
 from .checkpoint import Checkpoint
 from .identity import FileWitness, Identity
+from .peak_memory import peak_rss_bytes
 
-__all__ = ["machine", "peak_rss_bytes", "provenance_document", "software"]
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: on Linux its figure starts with that of the process which started this one.
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+__all__ = ["machine", "provenance_document", "software"]
 
 
 def software() -> dict[str, str]:

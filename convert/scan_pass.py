@@ -161,31 +161,40 @@ class Pass:
 
     def _take_steps(self) -> None:
         with self._changed:
-            while not self._is_over():
-                step = self._next_step()
-                if step is None:
-                    self._idle += 1
-                    self._changed.wait()
-                    self._idle -= 1
-                    continue
-                order, action, end = step
-                self._running += 1
-                self._changed.release()
-                error: BaseException | None = None
-                try:
-                    action()
-                except BaseException as raised:
-                    error = raised
-                finally:
-                    self._changed.acquire()
-                    self._running -= 1
-                if error is not None:
-                    self._errors[order] = error
-                    self._stop = min(self._stop, order if isinstance(error, Exception) else _FIRST)
-                end()
-                if self._idle:
-                    self._changed.notify_all()
+            try:
+                self._take_all()
+            except BaseException as error:  # no memory for a buffer: the others must not wait for this thread
+                self._errors[_FIRST] = error
+                self._stop = _FIRST
             self._over.set()
+            self._changed.notify_all()
+
+    def _take_all(self) -> None:
+        """Take steps until there are none; called, and left, with the lock held."""
+        while not self._is_over():
+            step = self._next_step()
+            if step is None:
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+                continue
+            order, action, end = step
+            self._running += 1
+            self._changed.release()
+            error: BaseException | None = None
+            try:
+                action()
+            except BaseException as raised:
+                error = raised
+            finally:
+                self._changed.acquire()
+                self._running -= 1
+            if error is not None:
+                self._errors[order] = error
+                self._stop = min(self._stop, order if isinstance(error, Exception) else _FIRST)
+            end()
+            if self._idle:
+                self._changed.notify_all()
 
     def _is_over(self) -> bool:
         return not self._running and not self._may_go_on()

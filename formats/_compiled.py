@@ -53,7 +53,7 @@ def _usable() -> bool:
         return False
     try:
         config = importlib.import_module("numba").config
-    except ImportError:  # of a numpy that this numba does not know
+    except (ImportError, OSError):  # of a numpy that this numba does not know, or a library that does not load
         return False
     return not config.DISABLE_JIT
 

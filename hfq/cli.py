@@ -95,10 +95,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _out_of_memory(error: Exception) -> OutOfMemoryError:
-    found = re.search(r"(?:unable|tried) to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
+    refused = re.search(r"(?:unable|tried) to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     return OutOfMemoryError(
-        "this process gets no more memory",
-        found=found.group() if found else None,
+        f"this process gets no more memory{f', and asked for {refused[1]}' if refused else ''}",
         todo="close other programs or raise the limit (`ulimit -d`, the container's memory), then run the same command "
         "again, with --resume if it has one",
     )

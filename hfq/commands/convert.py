@@ -109,7 +109,8 @@ def _plan_text(planned: dict[str, Any]) -> str:
         f"delta       about {format_bytes(planned['delta_bytes'])} ({format_bytes(planned['base_bytes'])} base)"
     )
     lines.append(f"memory      about {format_bytes(planned['peak_bytes'])} at most")
-    lines.append(f"time        about {format_seconds(planned['seconds'])} on {planned['threads']} threads")
+    threads = f"{planned['threads']} thread{'s' if planned['threads'] > 1 else ''}"
+    lines.append(f"time        about {format_seconds(planned['seconds'])} on {threads}, with files in memory")
     return "\n".join(lines)
 
 

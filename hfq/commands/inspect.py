@@ -42,6 +42,9 @@ def inspect_command(
     PATH is a folder, a file, or high_noise=FILE,low_noise=FILE. Every byte is read once, unless --no-hash is given, on
     all cores; OMP_NUM_THREADS limits them.
     """
+    if no_hash and (no_file_hashes or trust_witness):
+        other = "--no-file-hashes" if no_file_hashes else "--trust-witness"
+        raise click.UsageError(f"--no-hash reads headers only; {other} is about hashes. Give one of them.")
     if (Path(path) / "ptq_state.json").is_file():
         _inspect_delta(path, as_json)
         return

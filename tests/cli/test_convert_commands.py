@@ -78,6 +78,9 @@ def test_convert_json_and_dry_run(small_base: Path, tmp_path: Path, capsys: Capt
     assert "memory      about" in out
 
 
+NOTHING = "the recipe quantizes no linear of this model: the delta will be the base itself"
+
+
 def test_a_delta_that_quantizes_one_expert_or_nothing_is_shown(
     small_base: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -87,7 +90,11 @@ def test_a_delta_that_quantizes_one_expert_or_nothing_is_shown(
     for name, text in (("one", head + one + keep), ("none", head + keep)):
         (tmp_path / f"{name}.toml").write_text(text)
         code, _, err = hfq(capsys, "convert", small_base, "--recipe", tmp_path / f"{name}.toml", "-o", tmp_path / name)
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert err == ("" if name == "one" else f"warning: {NOTHING}\n")
+        assert json.loads((tmp_path / name / "report.json").read_text())["warnings"] == (
+            [] if name == "one" else [NOTHING]
+        )
         for command in (["inspect", tmp_path / name], ["verify", tmp_path / name, "--base", small_base]):
             assert hfq(capsys, *command)[0] == 0
 

@@ -91,16 +91,16 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("allocate", "found"),
+    ("allocate", "asked"),
     [
-        (lambda: torch.empty(1 << 50), "tried to allocate 4503599627370496 bytes"),
-        (lambda: np.empty(1 << 50), "Unable to allocate 8.00 PiB"),
-        (lambda: bytearray(1 << 60), None),
+        (lambda: torch.empty(1 << 50), ", and asked for 4503599627370496 bytes"),
+        (lambda: np.empty(1 << 50), ", and asked for 8.00 PiB"),
+        (lambda: bytearray(1 << 60), ""),
     ],
 )
 def test_memory_that_is_not_there_is_no_internal_error(
     allocate: Callable[[], object],
-    found: str | None,
+    asked: str,
     tiny_weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,8 +110,7 @@ def test_memory_that_is_not_there_is_no_internal_error(
     arguments = ["convert", str(tiny_weights), "--recipe", "rtn-hif4", "-o", str(tmp_path / "delta")]
     assert run([*arguments, "--json"]) == 1
     captured = capsys.readouterr()
-    error = json.loads(captured.out)["error"]
-    assert (error["code"], error.get("found")) == ("out-of-memory", found)
-    assert captured.err.rstrip().splitlines()[-1].startswith("hfq: this process gets no more memory")
+    assert json.loads(captured.out)["error"]["code"] == "out-of-memory"
+    assert captured.err.rstrip().splitlines()[-1].startswith(f"hfq: this process gets no more memory{asked}; close")
     monkeypatch.undo()
     assert run([*arguments, "--resume"]) == 0

@@ -20,7 +20,13 @@ import hfq
 from hfq.cli import run
 from hfq.convert.convert import Conversion
 from hfq.convert.journal import Journal
-from hfq.schema.errors import DigestMismatchError, MalformedFileError, OutputExistsError, ResumeMismatchError
+from hfq.schema.errors import (
+    DigestMismatchError,
+    MalformedFileError,
+    MissingPathError,
+    OutputExistsError,
+    ResumeMismatchError,
+)
 
 # Converts, but sleeps a little after every site, so that a kill lands in the middle whatever the machine.
 _SLOW = """
@@ -162,6 +168,22 @@ def test_a_journal_that_is_none_is_refused(
     journal.write_bytes(line + journal.read_bytes())
     with pytest.raises(MalformedFileError):
         run_resumed(small_base, small_calibration, unfinished)
+
+
+def test_a_changed_line_is_not_believed(unfinished: Path, small_base: Path, small_calibration: Path) -> None:
+    partial = unfinished.with_name("delta.partial")
+    lines = (partial / "journal.jsonl").read_bytes()
+    digest = json.loads(lines.splitlines()[3])["entry"]["digest"].encode()
+    (partial / "journal.jsonl").write_bytes(lines.replace(digest, digest[::-1]))
+    with pytest.raises(DigestMismatchError, match=r"line of the unfinished conversion"):
+        run_resumed(small_base, small_calibration, unfinished)
+    (partial / "journal.jsonl").write_bytes(lines)
+    run_resumed(small_base, small_calibration, unfinished)
+
+
+def test_a_partial_folder_is_no_delta_yet(unfinished: Path) -> None:
+    with pytest.raises(MissingPathError, match=r"not finished.*--resume"):
+        hfq.load_delta(unfinished.with_name("delta.partial"))
 
 
 def test_other_inputs_are_refused_field_by_field(

@@ -249,3 +249,31 @@ def test_inspect_needs_no_torch_and_obeys_the_environment(tmp_path: Path) -> Non
     )
     assert done.stderr.splitlines()[-1] == "False 3"
     assert thread_count() == torch.get_num_threads()
+
+
+def test_a_thread_that_gets_no_memory_is_waited_for_by_nobody(
+    threads: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_expert(tmp_path, tiny().tensors(), dtype="F32")
+    take, taken = scan_parts.Buffers.take, iter(range(3))
+
+    def refuse(buffers: scan_parts.Buffers) -> Any:
+        if next(taken, None) is None:
+            raise MemoryError("no more")
+        return take(buffers)
+
+    monkeypatch.setattr(scan_parts.Buffers, "take", refuse)
+    raised: list[BaseException] = []
+
+    def scan() -> None:
+        with open_checkpoint(tmp_path) as checkpoint:
+            try:
+                checkpoint.experts["single"].scan().each(lambda _: None)
+            except MemoryError as error:
+                raised.append(error)
+
+    outside = threading.Thread(target=scan, daemon=True)
+    outside.start()
+    outside.join(20)
+    assert [str(error) for error in raised] == ["no more"]
+    assert not names_of_threads()

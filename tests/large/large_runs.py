@@ -27,7 +27,7 @@ if limit:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 from hfq.cli import run
 code = run(sys.argv[2:])
-from hfq.convert.provenance import peak_rss_bytes
+from hfq.convert.peak_memory import peak_rss_bytes
 print(peak_rss_bytes(), file=sys.stderr)
 sys.exit(code)
 """
