@@ -14,6 +14,7 @@ from .analyze import Analysis, load_analysis
 from .architecture import Site
 from .calibration import Calibration, load_calibration
 from .checkpoint import Checkpoint
+from .plain_site import PlainSite
 from .progress import Progress
 from .prompt_overlap import compare_prompts, overlap_line
 from .prompts import Prompt
@@ -30,7 +31,7 @@ STATISTICS_HELD: Final = 2
 """Input groups: sites that stand together in a file share a few."""
 
 # The process itself and the weights on their way take up to 1.6 GB of what DESIGN allows.
-_WORKING_BYTES: Final = 500_000_000
+_WORKING_BYTES: Final = 900_000_000
 _FACTORING_BYTES: Final = 4_000_000_000
 
 
@@ -69,12 +70,23 @@ class Plan:
         factors = any(stage["kind"] in ("gptq", "lowrank") for stage in self.recipe.document["stage"])
         return _FACTORING_BYTES if factors else _WORKING_BYTES
 
+    def is_quantized(self, role: str, tensor: str) -> bool:
+        """Whether a tensor is the weight of a site that is quantized."""
+        route = self.routes[role].get(tensor.removesuffix(".weight")) if tensor.endswith(".weight") else None
+        return route is not None and route.to == "quantize"
+
+    def needs_whole(self, role: str, tensor: str) -> bool:
+        """Whether a tensor has to be there as a whole; others are handled a few rows at a time."""
+        if not self.is_quantized(role, tensor):
+            return False
+        staged = stages_for(self.recipe, role, tensor.removesuffix(".weight"))
+        return bool(staged) or not PlainSite.fits(self.recipe.weight)
+
     def working_bytes(self, role: str) -> dict[str, int]:
-        """Tensor name -> memory that converting its site takes beside the weight; of quantized sites."""
+        """Tensor name -> memory that converting its site takes beside the weight; of weights that are needed whole."""
         found = {}
-        for name, route in self.routes[role].items():
-            if route.to == "quantize":
-                site = self.sites[role][name]
+        for name, site in self.sites[role].items():
+            if self.needs_whole(role, f"{name}.weight"):
                 found[f"{name}.weight"] = site_bytes(stages_for(self.recipe, role, name), site)
         return found
 

@@ -8,6 +8,7 @@ whatever the number of blocks.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import time
@@ -33,14 +34,16 @@ from .conversion_plan import STATISTICS_HELD, Plan, journal_inputs, plan_convers
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
 from .identity import FileWitness, Identity
 from .journal import Journal
+from .plain_site import PlainSite
 from .progress import Progress, Silent
 from .prompts import Prompt
 from .provenance import provenance_document
 from .recipe import Recipe
 from .routing import stages_for
+from .row_works import FiniteRows, PlainRows
 from .safetensors_writer import SafetensorsWriter, TensorPlan
-from .scan import ScannedTensor
-from .site_conversion import convert_site
+from .scan import RowWork, ScannedTensor
+from .site_conversion import ConvertedSite, convert_site, plain_site
 from .site_error import report_document
 from .stage_rules import NEEDS_CALIBRATION
 from .weights import NUMERICS, check_finite
@@ -138,6 +141,7 @@ class Conversion:
             costs = self._plan.working_bytes(role)
             notes = scan.each(
                 functools.partial(self._see, role),
+                begin=functools.partial(self._begin, role),
                 cost=lambda name, costs=costs: costs.get(name, 0),  # type: ignore[misc]
                 memory_bytes=self._plan.memory_bytes,
             )
@@ -169,20 +173,50 @@ class Conversion:
             write_file(partial / name, canonical_json(content) + b"\n")
         self._journal.clear()
 
+    def _begin(self, role: str, name: str, shape: tuple[int, ...]) -> RowWork[str | None] | None:
+        """How a tensor is handled a few rows at a time, where that is possible."""
+        if self._plan.needs_whole(role, name):
+            return None
+        if not self._plan.is_quantized(role, name):
+            return FiniteRows(functools.partial(self._end_kept, role))
+        site = name.removesuffix(".weight")
+        is_done = self._journal.get(role, site) is not None
+        plain = None if is_done else PlainSite(shape, self._plan.recipe.weight, f"{role} {site}", measured=True)
+        return PlainRows(plain, functools.partial(self._end_plain, role))
+
     def _see(self, role: str, tensor: ScannedTensor) -> str | None:
-        """Handle one tensor of the base, on any thread; returns what the user should know."""
+        """Handle one whole tensor, on any thread; returns what the user should know."""
+        if not self._plan.is_quantized(role, tensor.name):
+            return self._end_kept(role, all_finite(tensor.bf16.view(torch.uint16).reshape(-1).numpy()), tensor)
+        if self._is_new(role, tensor):
+            self._convert(role, self._plan.sites[role][tensor.name.removesuffix(".weight")], tensor)
+        return None
+
+    def _end_kept(self, role: str, is_finite: bool, tensor: ScannedTensor) -> str | None:
+        self._check_tensor(role, tensor)
+        return None if is_finite else f"warning: {role} {tensor.name} holds NaN or infinity and is kept as it is"
+
+    def _end_plain(self, role: str, plain: PlainSite | None, tensor: ScannedTensor) -> None:
+        if self._is_new(role, tensor):
+            assert plain is not None
+            found = plain_site(plain, self._plan.recipe.activation, math.prod(tensor.shape))
+            self._keep(role, tensor.name.removesuffix(".weight"), tensor, found)
+
+    def _check_tensor(self, role: str, tensor: ScannedTensor) -> None:
+        """Raises CalibrationBaseError: a calibration that is used has seen another tensor."""
         if self._plan.calibration is not None and role in self._plan.calibrated:
             self._plan.calibration.check_tensor(role, tensor.name, tensor.bf16_sha256)
-        name = tensor.name.removesuffix(".weight")
-        route = self._plan.routes[role].get(name) if name != tensor.name else None
-        if route is None or route.to != "quantize":
-            if not all_finite(tensor.bf16.view(torch.uint16).reshape(-1).numpy()):
-                return f"warning: {role} {tensor.name} holds NaN or infinity and is kept as it is"
-            return None
-        done = self._journal.get(role, name)
-        if done is None:
-            self._convert(role, self._plan.sites[role][name], tensor)
-        elif done["weight"] != tensor.bf16_sha256:
+
+    def _is_new(self, role: str, tensor: ScannedTensor) -> bool:
+        """Whether a site is not done yet.
+
+        Raises:
+            CalibrationBaseError
+            ResumeMismatchError: it was done from another weight.
+        """
+        self._check_tensor(role, tensor)
+        done = self._journal.get(role, tensor.name.removesuffix(".weight"))
+        if done is not None and done["weight"] != tensor.bf16_sha256:
             raise ResumeMismatchError(
                 "the unfinished conversion was started with another base",
                 where=f"{self._journal.partial}: {role} {tensor.name}",
@@ -190,7 +224,7 @@ class Conversion:
                 found=f"{tensor.bf16_sha256[:12]}…",
                 todo="use the same base, or remove the folder and start again",
             )
-        return None
+        return done is None
 
     def _convert(self, role: str, site: Site, tensor: ScannedTensor) -> None:
         where = f"{role} {site.name}"
@@ -202,9 +236,13 @@ class Conversion:
         found = convert_site(
             site, tensor.bf16, self._plan.recipe, stages, statistics, self._plan.edges.get(role), where
         )
+        self._keep(role, site.name, tensor, found)
+
+    def _keep(self, role: str, site: str, tensor: ScannedTensor, found: ConvertedSite) -> None:
+        """Write a finished site into the journal; on any thread."""
         entry = {
             "role": role,
-            "site": site.name,
+            "site": site,
             "weight": tensor.bf16_sha256,
             "digest": found.digest,
             "ops": found.ops,

@@ -25,7 +25,7 @@ __all__ = ["dry_run"]
 _KEPT_BYTES: Final = 150
 _SITE_BYTES: Final = 550
 _TENSOR_BYTES: Final = 160
-_RUNTIME_BYTES: Final = 450_000_000  # Python, torch, numba, chunks, documents
+_RUNTIME_BYTES: Final = 650_000_000  # Python, torch, numba, chunks, documents
 # Reading from memory takes a tenth of hashing; from a disk it may take longer than everything else.
 _READING: Final = 0.1
 _START_S: Final = 2.0
@@ -66,10 +66,11 @@ def dry_run(
                 state += stage_bytes(stages, plan.sites[role][site])[0]
                 busy += site_seconds(stages, plan.sites[role][site], speed)
     base = weights = 0
-    for expert in checkpoint.experts.values():
-        sizes = sorted((2 * math.prod(expert.info(name).shape) for name in expert.names), reverse=True)
-        base, documents = base + sum(sizes), documents + _TENSOR_BYTES * len(sizes)
-        weights = max(weights, sum(sizes[: weights_at_once(threads, sizes[0])]))
+    for role, expert in checkpoint.experts.items():
+        sizes = {name: 2 * math.prod(expert.info(name).shape) for name in expert.names}
+        base, documents = base + sum(sizes.values()), documents + _TENSOR_BYTES * len(sizes)
+        held = sorted((size for name, size in sizes.items() if plan.needs_whole(role, name)), reverse=True)
+        weights = max(weights, sum(held[: weights_at_once(threads, held[0])]) if held else 0)
     return {
         "recipe": plan.recipe.name,
         "routing": routing_table(plan.routes),

@@ -19,7 +19,15 @@ from .ops import ALL, MaskOp, Op
 from .site_ops import SiteOps, read_ops
 from .weights import QuantizedWeight, quantize_weight, site_digest, stored_bits
 
-__all__ = ["RestoredSite", "effective_weight", "restore_site", "restore_weight", "sole_mask", "transform_weight"]
+__all__ = [
+    "RestoredSite",
+    "check_site_digest",
+    "effective_weight",
+    "restore_site",
+    "restore_weight",
+    "sole_mask",
+    "transform_weight",
+]
 
 
 @dataclass(frozen=True)
@@ -112,12 +120,18 @@ def restore_site(delta: Delta, role: str, site: str, weight: Tensor) -> Restored
     ops = read_ops(entry["ops"], state, (int(weight.shape[0]), int(weight.shape[1])), where)
     quantized = restore_weight(weight, ops, entry["weight"], where)
     digest = site_digest(quantized, entry["weight"], state)
-    if digest != entry["digest"]:
+    check_site_digest(delta, role, site, digest)
+    return RestoredSite(quantized, ops, digest)
+
+
+def check_site_digest(delta: Delta, role: str, site: str, digest: str) -> None:
+    """Raises DigestMismatchError: a restored site's digest is not the delta's."""
+    named = delta.site(role, site)["digest"]
+    if digest != named:
         raise DigestMismatchError(
             "the restored site is not the delta's",
-            where=where,
-            expected=f"{entry['digest'][:12]}…",
+            where=f"{role} {site}",
+            expected=f"{named[:12]}…",
             found=f"{digest[:12]}…",
             todo="`hfq verify DELTA --base MODEL` compares every site",
         )
-    return RestoredSite(quantized, ops, digest)

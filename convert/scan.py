@@ -12,10 +12,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import numpy as np
 
+from . import scan_parts
 from .bf16 import round_into
 from .identity import FileWitness, Identity, TensorDigest
 from .progress import Progress
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Scan", "ScanPart", "ScannedTensor"]
+__all__ = ["RowWork", "Scan", "ScanPart", "ScannedTensor"]
 
 _CHUNK_BYTES: Final = 4 << 20  # a multiple of every element size
 
 _Result = TypeVar("_Result")
+_Made = TypeVar("_Made", covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,16 @@ class ScanPart:
     witness_name: str
     names: Mapping[str, str]
     record: FileRecord | None = None
+
+
+class RowWork(Protocol[_Made]):
+    """Work on one tensor that needs a few rows at a time. An error of `feed` ends the pass; `end` may raise, too."""
+
+    def feed(self, rows: Tensor) -> None:
+        """The next rows in BF16 [n, ...]; valid until it returns. On any thread, one call after another."""
+
+    def end(self, tensor: ScannedTensor) -> _Made:
+        """All rows are done. `tensor.bf16` is empty."""
 
 
 class Scan(Iterator[ScannedTensor]):
@@ -136,6 +148,7 @@ class Scan(Iterator[ScannedTensor]):
         self,
         work: Callable[[ScannedTensor], _Result],
         *,
+        begin: Callable[[str, tuple[int, ...]], RowWork[_Result] | None] | None = None,
         cost: Callable[[str], int] | None = None,
         memory_bytes: int = 0,
     ) -> list[_Result]:
@@ -144,6 +157,8 @@ class Scan(Iterator[ScannedTensor]):
         Args:
             work: called once per tensor, on any thread and in any order; `bf16` is valid until it returns. torch
                 computes on one thread in it.
+            begin: called for every tensor, by canonical name and shape, before anything is read; returns work on rows
+                in place of `work`, or None. Rows of more than 4 MB are not divided: their tensors go to `work`.
             cost: canonical name -> bytes that `work` takes beside the tensor.
             memory_bytes: what the costs of calls that run at one time may add up to; one alone may be larger.
 
@@ -156,16 +171,30 @@ class Scan(Iterator[ScannedTensor]):
         # Imported where a tensor is made: `run` does without torch, whose import takes longer than a gigabyte's hash.
         import torch
 
+        row_works: dict[str, RowWork[_Result]] = {}
+
+        def divide(item: TensorPass) -> None:
+            if begin is None or not 0 < item.row_bytes <= scan_parts.FED_BYTES:
+                return
+            made = begin(item.name, item.entry.shape)
+            if made is not None:
+                row_works[item.name] = made
+                shape = (-1, *item.entry.shape[1:])
+                item.feed = lambda bits: made.feed(torch.from_numpy(bits).view(torch.bfloat16).reshape(shape))
+                item.users = 1  # the work
+
         def call(item: TensorPass) -> _Result:
-            assert item.values is not None
             assert item.digest is not None
-            values = torch.from_numpy(item.values).view(torch.bfloat16).reshape(item.entry.shape)
-            digest = item.digest
-            return work(ScannedTensor(item.name, digest.dtype, digest.shape, digest.exact, digest.bf16, values))
+            digest, made = item.digest, row_works.pop(item.name, None)
+            bits = np.empty(0, np.uint16) if item.values is None else item.values
+            values = torch.from_numpy(bits).view(torch.bfloat16).reshape(-1 if made is not None else item.entry.shape)
+            tensor = ScannedTensor(item.name, digest.dtype, digest.shape, digest.exact, digest.bf16, values)
+            return work(tensor) if made is None else made.end(tensor)
 
         threads = thread_count()
         with single_thread():
-            tensors = self._go(call, threads, None if cost is None else lambda item: cost(item.name), memory_bytes)
+            costs = None if cost is None else lambda item: 0 if item.feed is not None else cost(item.name)
+            tensors = self._go(call, threads, costs, memory_bytes, divide)
         return [tensor.result for tensor in tensors]
 
     def close(self) -> None:
@@ -179,10 +208,14 @@ class Scan(Iterator[ScannedTensor]):
         threads: int | None = None,
         cost: Callable[[TensorPass], int] | None = None,
         memory_bytes: int = 0,
+        divide: Callable[[TensorPass], None] | None = None,
     ) -> list[TensorPass]:
         """Go through everything on all threads; returns the tensors in file order."""
         self.close()
         files = [self._file_pass(index, part) for index, part in enumerate(self._parts)]
+        if divide is not None:
+            for tensor in (tensor for part in files for tensor in part.tensors):
+                divide(tensor)
         made = Pass(files, threads or thread_count(), work, cost, memory_bytes)
         self._progress.start(self._label, made.total_bytes, "B")
         try:

@@ -6,7 +6,7 @@ least is waiting, when there are fewer ready steps than threads. A file is one s
 are hashed in order, and files and tensors side by side. A file that is not hashed is read in several lanes, so that
 several of its tensors are hashed at one time. Results are in file order, whatever the order of the work.
 
-Memory is that of two pools of buffers: chunks, and, where tensors are worked on, weights in BF16.
+Memory is that of two pools of buffers: chunks, and, where tensors are worked on as a whole, weights in BF16.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from typing import Any, Final
 import numpy as np
 
 from .progress import Progress
-from .scan_parts import CHUNK_BYTES, Buffers, Chunk, FilePass, Lane, Order, TensorPass
+from .scan_parts import CHUNK_BYTES, FED_BYTES, Buffers, Chunk, FilePass, Lane, Order, TensorPass
 from .threads import stoppable
 
 __all__ = ["Pass", "weights_at_once"]
 
 # Weights that are read, hashed or worked on at one time: seven of the largest of a 14B model.
 _WEIGHTS_BYTES: Final = 1_000_000_000
+_READ_AHEAD: Final = 40
+"""Chunks: rows that are fed one after another take longer than hashing them as a part of their file, and meanwhile the
+next tensor of a file has to be reached. As much as a large weight of a 14B model; most of it stays unused."""
 _WAIT_S: Final = 0.2
 
 _FIRST: Final = (-1, 0)
@@ -50,7 +53,8 @@ class Pass:
         files: in order.
         threads: how many work.
         work: called with each tensor when its values and digest are there, on any thread, several at a time; its
-            result is kept. The values are gone when it returns. None: digests alone, no tensor is held.
+            result is kept. The values are gone when it returns. A tensor with a `feed` has got them before, and has
+            none. None: digests alone, no tensor is held.
         cost: bytes that the work on a tensor takes beside its values.
         memory_bytes: what the costs of works that run at one time may add up to; a single one may be larger.
 
@@ -69,13 +73,15 @@ class Pass:
         self._files, self._threads, self._work = files, max(1, threads), work
         self._cost, self._memory_bytes = cost or (lambda _: 0), memory_bytes
         self._spent = self._works = 0
-        self._chunk_buffers = Buffers(CHUNK_BYTES, self._threads + 2)
-        sizes = [tensor.rounded_bytes for part in files for tensor in part.tensors]
-        largest = max(sizes, default=0)
+        tensors = [tensor for part in files for tensor in part.tensors]
+        feeds = any(tensor.feed is not None for tensor in tensors)
+        self._chunk_bytes = FED_BYTES if feeds else CHUNK_BYTES
+        self._chunk_buffers = Buffers(self._chunk_bytes, self._threads + 2 + (_READ_AHEAD if feeds else 0))
+        largest = max((tensor.rounded_bytes for tensor in tensors if self._is_held(tensor)), default=0)
         count = weights_at_once(self._threads, largest)
-        self._weight_buffers = Buffers(largest, count if work else 0)
+        self._weight_buffers = Buffers(largest, count if largest else 0)
         # A lane that is half read may hold a weight: as many at a time as there are weights, less one to work on.
-        self._lanes_at_once = min(self._threads, count - 1) if work else self._threads
+        self._lanes_at_once = min(self._threads, count - 1) if largest else self._threads
         self._ready: list[tuple[Order, int, Callable[[], None], Callable[[], None]]] = []
         self._count = 0
         self._waiting: deque[TensorPass] = deque()  # for memory to work in
@@ -88,6 +94,10 @@ class Pass:
         self._over = threading.Event()
         self._lanes = [lane for index, part in enumerate(files) for lane in self._lay(part, index)]
         self.total_bytes = sum(chunk.size for lane in self._lanes for chunk in lane.chunks)
+
+    def _is_held(self, tensor: TensorPass) -> bool:
+        """Whether a tensor is worked on as a whole."""
+        return self._work is not None and tensor.feed is None
 
     def _lay(self, part: FilePass, index: int) -> Iterable[Lane]:
         """A file's chunks in lanes; a tensor is in one of them."""
@@ -114,11 +124,13 @@ class Pass:
                 spans.append((entry.begin, entry.end, None))
         for begin, end, owner in spans:
             # An empty tensor has a digest, too.
-            starts = range(begin, end, CHUNK_BYTES) if end > begin else range(begin, begin + 1)
+            row = 1 if owner is None or owner.feed is None else owner.row_bytes
+            size = self._chunk_bytes // row * row
+            starts = range(begin, end, size) if end > begin else range(begin, begin + 1)
             if owner is not None:
                 owner.left = len(starts)
             for start in starts:
-                yield Chunk(part, owner, (index, start), min(CHUNK_BYTES, end - start))
+                yield Chunk(part, owner, (index, start), min(size, end - start))
 
     def run(self, progress: Progress) -> None:
         """Do it all; the caller's thread waits and tells `progress`, which has been started.
@@ -258,7 +270,7 @@ class Pass:
     def _provide(self, chunk: Chunk) -> bool:
         """Give a chunk memory to be read into, if there is some: a part of its weight's, or a buffer of its own."""
         tensor = chunk.tensor
-        held = tensor is not None and self._work is not None
+        held = tensor is not None and self._is_held(tensor)
         direct = held and tensor is not None and tensor.entry.dtype == "BF16"
         if held and tensor is not None and tensor.buffer is None and not self._weight_buffers:
             return False

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from .architecture import Site
 from .calibration import GroupStatistics
+from .plain_site import PlainSite
 from .recipe import Recipe
 from .restore import RestoredSite, sole_mask
-from .site_error import measure_site
+from .site_error import measure_site, weight_figures
 from .site_ops import SiteOps, read_ops
 from .stages import STAGES, StageInput, StageResult
 from .weights import QuantizedWeight, quantize_weight, site_digest
 
-__all__ = ["ConvertedSite", "convert_site"]
+__all__ = ["ConvertedSite", "convert_site", "plain_site"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,17 @@ def convert_site(
         inputs = statistics.pooled_inputs()
     error = measure_site(base, RestoredSite(quantized, chain.ops, digest), inputs)
     return ConvertedSite(ops, state, digest, error, search)
+
+
+def plain_site(plain: PlainSite, activation: Mapping[str, Any], elements: int) -> ConvertedSite:
+    """A site without stages whose rows have all been seen.
+
+    Raises:
+        NonFiniteWeightError
+    """
+    digest = plain.digest()
+    error = weight_figures(plain.sums(), elements, plain.bits)
+    return ConvertedSite([{"op": "qdq", **activation}], {}, digest, error, None)
 
 
 class _Chain:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .restore import RestoredSite, effective_weight, sole_mask
 from .site_output import SiteOutput, evenly
 
-__all__ = ["block_of", "measure_site", "report_document"]
+__all__ = ["block_of", "measure_site", "report_document", "weight_figures"]
 
 _ROWS: Final = 512
 _OUTPUT_ROWS: Final = 256
@@ -33,15 +33,7 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
         `output_error` and `output_power`: likewise for the linear's output, or None without inputs or when fp32 cannot
         hold it; `elements` and `bits_per_weight`.
     """
-    error, power = _weight_error(weight, restored)
-    found: dict[str, Any] = {
-        "weight_error": error,
-        "weight_power": power,
-        "output_error": None,
-        "output_power": None,
-        "elements": weight.numel(),
-        "bits_per_weight": restored.bits() / weight.numel(),
-    }
+    found = weight_figures(_weight_error(weight, restored), weight.numel(), restored.bits())
     if inputs is not None and inputs.shape[0] > 0:
         x = evenly(inputs, _OUTPUT_ROWS)
         exact = x.float() @ weight.float().T
@@ -49,6 +41,18 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
         quantized = SiteOutput(restored.ops.ops, operand, restored.ops.activation, x).at()
         found |= output_error(quantized, exact)
     return found
+
+
+def weight_figures(sums: tuple[float, float], elements: int, bits: int) -> dict[str, Any]:
+    """Result of `measure_site` without outputs, from the two sums of squares, and the bits that all elements take."""
+    return {
+        "weight_error": sums[0],
+        "weight_power": sums[1],
+        "output_error": None,
+        "output_power": None,
+        "elements": elements,
+        "bits_per_weight": bits / elements,
+    }
 
 
 def _weight_error(weight: Tensor, restored: RestoredSite) -> tuple[float, float]:

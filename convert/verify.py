@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -14,9 +15,11 @@ from hfq.schema.errors import DigestMismatchError, HfqError, UsageError, WrongRo
 from .apply import base_mismatch
 from .checkpoint import Checkpoint
 from .delta import Delta, load_delta
+from .plain_site import PlainSite
 from .progress import Progress, Silent
-from .restore import restore_site
-from .scan import ScannedTensor
+from .restore import check_site_digest, restore_site
+from .row_works import PlainRows
+from .scan import RowWork, ScannedTensor
 from .tensor_bytes import tensor_bytes
 
 __all__ = ["Mismatch", "Verification", "verify"]
@@ -26,7 +29,7 @@ _TELLTALE: Final = "head.head.weight"
 
 _LISTED: Final = 20
 
-_WORKING_BYTES: Final = 500_000_000
+_WORKING_BYTES: Final = 900_000_000
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,8 @@ def _verify_expert(
     result.kept[role] = len(delta.routes[role]) - len(quantized)
     scan = base.experts[role].scan(progress, hash_files=False, trust_witness=trust_witness)
     compared = scan.each(
-        lambda tensor: _compare(delta, role, quantized, tensor),
+        lambda tensor: _compare(delta, role, quantized, None, tensor),
+        begin=lambda name, shape: _begin(delta, role, quantized, name, shape),
         cost=lambda name: _working_bytes(delta, role, name) * math.prod(base.experts[role].info(name).shape),
         memory_bytes=_WORKING_BYTES,
     )
@@ -171,6 +175,21 @@ def _verify_expert(
         if name not in base.experts[role].names:
             error = DigestMismatchError("the base lacks a tensor of the delta", where=f"{role} {name}")
             yield Mismatch(role, name, error)
+
+
+def _begin(
+    delta: Delta, role: str, quantized: frozenset[str], name: str, shape: tuple[int, ...]
+) -> RowWork[_Compared] | None:
+    """How a tensor is compared a few rows at a time, where that is possible."""
+    site, plain = name.removesuffix(".weight"), None
+    if site in quantized and site != name:
+        entry = delta.site(role, site)
+        is_plain = [op["op"] for op in entry["ops"]] == ["qdq"] and (role, site) not in delta.state_sites
+        if not is_plain or not PlainSite.fits(entry["weight"]):
+            return None
+        if list(shape) == delta.base_tensors(role).get(name, {}).get("shape"):
+            plain = PlainSite(shape, entry["weight"], f"{role} {site}", measured=False)
+    return PlainRows(plain, functools.partial(_compare, delta, role, quantized))
 
 
 def _working_bytes(delta: Delta, role: str, name: str) -> int:
@@ -188,7 +207,9 @@ class _Compared:
     mismatch: Mismatch | None
 
 
-def _compare(delta: Delta, role: str, quantized: frozenset[str], tensor: ScannedTensor) -> _Compared:
+def _compare(
+    delta: Delta, role: str, quantized: frozenset[str], plain: PlainSite | None, tensor: ScannedTensor
+) -> _Compared:
     # Architecture and names were checked against each other on opening; what is left is the delta's own list.
     named = delta.base_tensors(role).get(tensor.name)
     if named is None:
@@ -201,12 +222,15 @@ def _compare(delta: Delta, role: str, quantized: frozenset[str], tensor: Scanned
     site = tensor.name.removesuffix(".weight")
     if site not in quantized or site == tensor.name:
         return _Compared(True, False, None)
-    return _Compared(True, True, _restore(delta, role, site, tensor))
+    return _Compared(True, True, _restore(delta, role, site, plain, tensor))
 
 
-def _restore(delta: Delta, role: str, site: str, tensor: ScannedTensor) -> Mismatch | None:
+def _restore(delta: Delta, role: str, site: str, plain: PlainSite | None, tensor: ScannedTensor) -> Mismatch | None:
     try:
-        restore_site(delta, role, site, tensor.bf16)
+        if plain is None:
+            restore_site(delta, role, site, tensor.bf16)
+        else:
+            check_site_digest(delta, role, site, plain.digest())
     except DigestMismatchError as error:
         return Mismatch(role, site, error)
     return None

@@ -40,8 +40,11 @@ QuantizedWeight = hif4.Hif4Tensor | hif8.Hif8Tensor
 assert sys.byteorder == "little"
 
 
-def check_finite(weight: Tensor, where: str) -> None:
+def check_finite(weight: Tensor, where: str, *, first_row: int = 0) -> None:
     """Check a weight [out_features, in_features] before anything is computed from it.
+
+    Args:
+        first_row: of the whole weight, where `weight` is a part of its rows.
 
     Raises:
         NonFiniteWeightError: NaN or infinity; the message names the first position.
@@ -50,17 +53,17 @@ def check_finite(weight: Tensor, where: str) -> None:
         return
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
-        position = [int(index) for index in (~finite).nonzero()[0]]
+        row, *rest = (int(index) for index in (~finite).nonzero()[0])
         raise NonFiniteWeightError(
             "a weight is not a finite number",
             where=where,
-            found=f"value {float(weight[tuple(position)])} at position {position}",
+            found=f"value {float(weight[(row, *rest)])} at position {[first_row + row, *rest]}",
             todo=_ADVICE,
         )
 
 
 def quantize_weight(
-    weight: Tensor, options: Mapping[str, Any], where: str, *, divisor: Tensor | None = None
+    weight: Tensor, options: Mapping[str, Any], where: str, *, divisor: Tensor | None = None, first_row: int = 0
 ) -> QuantizedWeight:
     """Encode a weight [out_features, in_features], BF16 or fp32, groups or rows along in_features.
 
@@ -68,6 +71,7 @@ def quantize_weight(
         options: a recipe's `weight` table, normalised.
         where: expert and site, for the error message.
         divisor: fp32 [in_features]: the weight divided by it, rounded once to fp32, is what is encoded.
+        first_row: as in `check_finite`.
 
     Raises:
         NonFiniteWeightError: NaN or infinity, or a number so large that the format would make it infinite; the message
@@ -80,7 +84,7 @@ def quantize_weight(
         encoded = hif8.quantize(weight, scale=options["scale"], saturate=options["saturate"], divisor=divisor)
     except NonFiniteError as error:
         if divisor is None:
-            check_finite(weight, where)
+            check_finite(weight, where, first_row=first_row)
         raise NonFiniteWeightError("a weight is not a finite number", where=where, found=error, todo=_ADVICE) from None
     # A scale puts the largest magnitude far below what overflows.
     if options["scale"] == "none" and _has_infinity(encoded.codes):
@@ -91,7 +95,7 @@ def quantize_weight(
         raise NonFiniteWeightError(
             "a weight beyond the format's range would become infinite",
             where=where,
-            found=f"value {float(weight[row, column])} at position {[row, column]}",
+            found=f"value {float(weight[row, column])} at position {[first_row + row, column]}",
             todo='use scale = "row" or saturate = true',
         )
     return encoded

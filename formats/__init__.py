@@ -4,6 +4,7 @@ Tensors in, tensors out. This room knows no file, no model and no registry.
 """
 
 from . import hif4, hif8, mxfp4, nvfp4
+from ._compiled import expect
 from .errors import (
     FormatError,
     InvalidHeadroomError,
@@ -28,6 +29,7 @@ __all__ = [
     "UnknownProfileError",
     "UnsupportedDtypeError",
     "UnsupportedShapeError",
+    "expect",
     "hif4",
     "hif8",
     "mxfp4",

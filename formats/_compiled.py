@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-__all__ = ["kernels", "run_ranges", "runs_compiled"]
+__all__ = ["expect", "kernels", "run_ranges", "runs_compiled"]
 
 # Elements. Below the first the eager twin is done before numba is imported; once it is, only Python's overhead counts.
 LOAD_FROM: Final = 1 << 20
@@ -35,7 +35,7 @@ _LOG: Final = logging.getLogger("hfq.formats")
 
 def runs_compiled(x: Tensor, out: Tensor) -> bool:
     """Whether kernels take `x`: plain CPU tensors that are large enough, not being traced, and numba works."""
-    if x.device.type != "cpu" or x.numel() < (RUN_FROM if _LOADED else LOAD_FROM):
+    if x.device.type != "cpu" or x.numel() < (RUN_FROM if _LOADED or _expected else LOAD_FROM):
         return False
     # Subclasses stand for something else: fake tensors have no data, and `out` shows that a fake mode is on.
     if type(x) not in (Tensor, torch.nn.Parameter) or type(out) is not Tensor or x.is_neg():
@@ -44,6 +44,13 @@ def runs_compiled(x: Tensor, out: Tensor) -> bool:
 
 
 _LOADED: Final[set[str]] = set()  # names of kernel modules
+_expected = False
+
+
+def expect(elements: int) -> None:
+    """Say that so many elements will come, in many calls: enough of them are worth loading kernels for the first."""
+    global _expected
+    _expected = _expected or elements >= LOAD_FROM
 
 
 @functools.cache

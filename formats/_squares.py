@@ -71,6 +71,6 @@ def _sum_rows(x: Tensor) -> Any:
     return (((places[:, 0] + places[:, 1]) + places[:, 2]) + places[:, 3]).cpu().numpy()
 
 
-def exact_sums(sums: Any) -> tuple[float, float]:
+def exact_sums(sums: Tensor) -> tuple[float, float]:
     """The sums of rows [2, rows], rounded once."""
     return math.fsum(sums[0].tolist()), math.fsum(sums[1].tolist())

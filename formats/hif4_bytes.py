@@ -121,8 +121,8 @@ class Hif4Tensor:
     def squared_error(self, original: Tensor, *, factor: Tensor | None = None) -> tuple[float, float]:
         """Sums of squares in binary64: of `dequantize(torch.float32, factor=factor)` minus `original`, of `original`.
 
-        A row is summed in 64 places, group after group; places in their order; rows exactly, rounded once. So the
-        sums depend on no thread count.
+        A row is summed in 256 places (see `_squares`), rows exactly, rounded once. So the sums depend on no thread
+        count, and on no division into parts of whole rows.
 
         Args:
             original: bf16, fp32 or fp16 [..., K].
@@ -132,17 +132,24 @@ class Hif4Tensor:
             UnsupportedDtypeError: `original` is not bf16, fp32 or fp16; `factor` is not fp32.
             MalformedTensorError: codes, scale and shape do not belong together; tensors of another shape or device.
         """
+        return exact_sums(self.row_squared_errors(original, factor=factor))
+
+    def row_squared_errors(self, original: Tensor, *, factor: Tensor | None = None) -> Tensor:
+        """The sums of `squared_error` per row: float64 [2, rows] on the CPU, for tensors that are measured in parts.
+
+        Args and errors: as `squared_error`.
+        """
         self._check_layout()
         original = checked_original(original, self.shape, self.codes.device)
         factor = None if factor is None else checked_mask(factor, self.shape[-1], self.codes.device)
         if original.numel() == 0:
-            return 0.0, 0.0
+            return torch.zeros((2, 0), dtype=torch.float64)
         x, codes, scale = as_matrix(original), as_matrix(self.codes), as_matrix(self.scale)
         if runs_compiled(original, self.codes):
-            return exact_sums(hif4_compiled.measure(codes, scale, factor, x))
+            return torch.from_numpy(hif4_compiled.measure(codes, scale, factor, x))
         whole = slice(0, x.shape[1])
         values = ((r, times(_decode(codes, scale, r, whole), factor, whole)) for r in row_tiles(x))
-        return exact_sums(row_errors(x, values))
+        return torch.from_numpy(row_errors(x, values))
 
     def validate(self) -> None:
         """Check everything that a quantizer guarantees about the bytes; for codes and scales read from outside.

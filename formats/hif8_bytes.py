@@ -70,17 +70,24 @@ class Hif8Tensor:
 
         Args, order of the sums and errors: as `Hif4Tensor.squared_error`.
         """
+        return exact_sums(self.row_squared_errors(original, factor=factor))
+
+    def row_squared_errors(self, original: Tensor, *, factor: Tensor | None = None) -> Tensor:
+        """The sums of `squared_error` per row: float64 [2, rows] on the CPU, for tensors that are measured in parts.
+
+        Args and errors: as `squared_error`.
+        """
         self._check_layout()
         original = checked_original(original, self.shape, self.codes.device)
         factor = None if factor is None else checked_mask(factor, self.shape[-1], self.codes.device)
         if original.numel() == 0:
-            return 0.0, 0.0
+            return torch.zeros((2, 0), dtype=torch.float64)
         x, codes, scale = as_matrix(original), as_matrix(self.codes), self.scale.reshape(-1, 1)
         if runs_compiled(original, self.codes):
-            return exact_sums(hif8_compiled.measure(codes, scale, factor, x, code_values(x.device)))
+            return torch.from_numpy(hif8_compiled.measure(codes, scale, factor, x, code_values(x.device)))
         whole = slice(0, x.shape[1])
         values = ((r, times(_decode(codes, scale, r, whole), factor, whole)) for r in row_tiles(x))
-        return exact_sums(row_errors(x, values))
+        return torch.from_numpy(row_errors(x, values))
 
     def validate(self) -> None:
         """Check everything that a quantizer guarantees about the bytes; for tensors read from outside.

@@ -106,7 +106,7 @@ def test_memory_that_is_not_there_is_no_internal_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("hfq.convert.convert.convert_site", lambda *_: allocate())
+    monkeypatch.setattr("hfq.convert.convert.plain_site", lambda *_: allocate())
     arguments = ["convert", str(tiny_weights), "--recipe", "rtn-hif4", "-o", str(tmp_path / "delta")]
     assert run([*arguments, "--json"]) == 1
     captured = capsys.readouterr()

@@ -27,8 +27,9 @@ THREADS = (1, 2, 4)
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks a tensor, as in a file of gigabytes."""
-    monkeypatch.setattr(scan_pass, "CHUNK_BYTES", 4096)
-    monkeypatch.setattr(scan_parts, "CHUNK_BYTES", 4096)
+    for module in (scan_pass, scan_parts):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 4096)
+        monkeypatch.setattr(module, "FED_BYTES", 2048)
 
 
 @pytest.fixture(params=THREADS)
@@ -100,6 +101,69 @@ def test_tensors_of_one_file_are_hashed_side_by_side(monkeypatch: pytest.MonkeyP
     finally:
         torch.set_num_threads(before)
     assert len(met) == 2
+
+
+class Rows:
+    """Keeps what it is fed with."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.name, self.shape, self.parts = name, shape, list[torch.Tensor]()
+
+    def feed(self, rows: torch.Tensor) -> None:
+        assert rows.shape[1:] == self.shape[1:]
+        self.parts.append(rows.clone())
+
+    def end(self, tensor: ScannedTensor) -> tuple[Any, ...]:
+        assert (tensor.name, tensor.shape, tensor.bf16.numel()) == (self.name, self.shape, 0)
+        return tensor.name, tensor.exact_sha256, tensor.bf16_sha256, torch.cat(self.parts).reshape(self.shape)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_rows_are_fed_in_order(dtype: str, trusted: bool, threads: int, tmp_path: Path) -> None:
+    write_expert(tmp_path, tiny().tensors(), dtype=dtype, shards=2)
+    with open_checkpoint(tmp_path) as checkpoint:
+        expert = checkpoint.experts["single"]
+        expected = {tensor.name: tensor for tensor in expert.scan()}
+        divided: list[str] = []
+
+        def begin(name: str, shape: tuple[int, ...]) -> Rows | None:
+            # Every third tensor goes the whole way, beside those that are fed.
+            if len(expected) and list(expected).index(name) % 3 == 0:
+                return None
+            divided.append(name)
+            return Rows(name, shape)
+
+        def whole(tensor: ScannedTensor) -> tuple[Any, ...]:
+            return tensor.name, tensor.exact_sha256, tensor.bf16_sha256, tensor.bf16.clone()
+
+        scan = expert.scan(trust_witness=trusted)
+        found = scan.each(whole, begin=begin)
+        assert len(divided) > 10
+        assert [entry[0] for entry in found] == list(expected)
+        for name, exact, bf16, values in found:
+            assert (exact, bf16) == (expected[name].exact_sha256, expected[name].bf16_sha256)
+            assert torch.equal(values, expected[name].bf16)
+        assert scan.identity == expert.identity()
+
+
+def test_an_error_of_rows_ends_the_pass(threads: int, tmp_path: Path) -> None:
+    write_expert(tmp_path, tiny().tensors(), shards=2)
+
+    class Bad(Rows):
+        def feed(self, rows: torch.Tensor) -> None:
+            if self.name.startswith("blocks.1."):
+                raise ValueError(self.name)
+
+        def end(self, tensor: ScannedTensor) -> tuple[Any, ...]:
+            return ()
+
+    with open_checkpoint(tmp_path) as checkpoint:
+        order = [tensor.name for tensor in checkpoint.experts["single"].scan()]
+        first = next(name for name in order if name.startswith("blocks.1."))
+        with pytest.raises(ValueError, match=first):
+            checkpoint.experts["single"].scan().each(lambda _: None, begin=Bad)
+    assert not names_of_threads()
 
 
 def test_work_is_done_side_by_side_on_single_threads(tmp_path: Path) -> None:
