@@ -30,7 +30,7 @@ __all__ = ["STATISTICS_HELD", "Plan", "journal_inputs", "plan_conversion"]
 STATISTICS_HELD: Final = 2
 """Input groups: sites that stand together in a file share a few."""
 
-# The process itself and the weights on their way take up to 1.6 GB of what DESIGN allows.
+# The process itself, statistics and the weights on their way take the rest of what DESIGN allows.
 _WORKING_BYTES: Final = 900_000_000
 _FACTORING_BYTES: Final = 4_000_000_000
 

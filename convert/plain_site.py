@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from hfq import formats
-from hfq.formats import Hif8Tensor
 from hfq.schema.errors import NonFiniteWeightError
 
 from .tensor_bytes import tensor_bytes
-from .weights import format_line, quantize_weight, stored_bits
+from .weights import format_line, quantize_weight
 
 __all__ = ["PlainSite"]
 
@@ -33,13 +32,14 @@ class PlainSite:
         measured: whether `sums` is wanted.
 
     Attributes:
-        bits: that codes and scales take.
+        bits: that codes and scales take, after `digest`.
     """
 
     def __init__(self, shape: tuple[int, ...], options: Mapping[str, Any], where: str, *, measured: bool) -> None:
         self._options, self._where, self._measured = options, where, measured
         self._digest = hashlib.sha256(format_line(options, shape))
         self._rows = self.bits = 0
+        self._shares_scale = options["format"] == "hif8" and options["scale"] == "none"
         self._scales: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._error: NonFiniteWeightError | None = None
@@ -60,9 +60,8 @@ class PlainSite:
             self._error = error
             return
         self._digest.update(tensor_bytes(part.codes))
-        shared = isinstance(part, Hif8Tensor) and part.scaling == "none"  # one scale for all rows
-        self.bits += stored_bits(part) - (8 * part.scale.element_size() if shared and self._scales else 0)
-        if not shared or not self._scales:
+        self.bits += 8 * part.codes.numel()
+        if not (self._shares_scale and self._scales):
             self._scales.append(part.scale)
         if self._measured:
             self._sums.append(part.row_squared_errors(rows))
@@ -78,6 +77,7 @@ class PlainSite:
             raise self._error
         for scale in self._scales:
             self._digest.update(tensor_bytes(scale))
+            self.bits += 8 * scale.numel() * scale.element_size()
         self._scales.clear()
         return self._digest.hexdigest()
 

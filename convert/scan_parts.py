@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK_BYTES", "FED_BYTES", "Buffers", "Chunk", "FilePass", "Lane", "Order", "TensorPass"]
 
 CHUNK_BYTES: Final = 2 << 20  # a multiple of every element size; fits a core's cache with its neighbour
-FED_BYTES: Final = 4 << 20  # where tensors are fed: each chunk costs a tenth of a millisecond of Python
+FED_BYTES: Final = 4 << 20  # where tensors are fed: every call costs Python, too
 
 Bytes = npt.NDArray[np.uint8]
 Order = tuple[int, int]
@@ -134,7 +134,6 @@ class Chunk:
     """A part of a file: at most `FED_BYTES`, of one tensor or of none. `data` is there while somebody needs it;
     `in_file` says that it has been hashed as a part of its file."""
 
-    owner: FilePass
     tensor: TensorPass | None
     order: Order
     size: int
@@ -143,6 +142,11 @@ class Chunk:
     users: int = 0
     in_file: bool = False
     lane: Lane = field(init=False)
+
+    @property
+    def owner(self) -> FilePass:
+        """Its file."""
+        return self.lane.owner
 
 
 class Buffers:

@@ -130,7 +130,7 @@ class Pass:
             if owner is not None:
                 owner.left = len(starts)
             for start in starts:
-                yield Chunk(part, owner, (index, start), min(size, end - start))
+                yield Chunk(owner, (index, start), min(size, end - start))
 
     def run(self, progress: Progress) -> None:
         """Do it all; the caller's thread waits and tells `progress`, which has been started.

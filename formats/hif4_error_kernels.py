@@ -47,20 +47,19 @@ from .hif4_kernels import (
 )
 from .hif4_runs import load, load_operand
 from .hif4_spec import E6M2_MAX, E6M2_NAN, SEARCH_OFFSETS
+from .square_kernels import PLACES, adder
 
-# Rows of the scratch of doubles. Squares stand column by column as in the scratch of patterns: in a search those of a
-# chunk in the first four rows; in `measure` their sums over the chunks of a row, of originals in the last four rows.
+# Rows of the scratch of doubles of a search. The first four hold squares, column by column as patterns stand.
 RULE: Final = 4  # per group: the E6M2 code by the rule
 ERROR: Final = 5  # per group: the smallest error so far
-DOUBLE_ROW_COUNT: Final = 8
+DOUBLE_ROW_COUNT: Final = 6
+PLACE_RUNS: Final = PLACES // 4
+add_squares: Final = adder(PLACE_RUNS)
 _NAN_CODE: Final = np.uint32(E6M2_NAN)
 
 
-PLACE_RUNS: Final = 64  # of the 256 places of `_squares`
-
-
 def new_sums() -> Any:
-    """A scratch of doubles [8, PLACE_RUNS]."""
+    """Sums of the places of a row [8, PLACE_RUNS]: four rows as in the scratch of patterns, four of originals."""
     return np.zeros((8, PLACE_RUNS), np.float64)
 
 
@@ -131,29 +130,6 @@ def encode_searching(
 
 
 @inlined
-def add_squares(n: Any, b: Any, o: Any, sums: Any) -> None:
-    """The squares of n runs added to the sums [8, PLACE_RUNS] of a row: of value minus original, of the original."""
-    for first in range(0, n, 2 * PLACE_RUNS):
-        left = min(PLACE_RUNS, n - first)
-        right = min(PLACE_RUNS, n - first - left)
-        for s in range(4):
-            values, originals = b[s, first : first + left + right], o[s, first : first + left + right]
-            errors, powers = sums[s, :left], sums[4 + s, :left]
-            # Two at a time: the sums are in memory, and half as many go to and fro.
-            for t in range(right):
-                low, high = F64(float_of(originals[t])), F64(float_of(originals[PLACE_RUNS + t]))
-                difference = F64(float_of(values[t])) - low
-                next_difference = F64(float_of(values[PLACE_RUNS + t])) - high
-                errors[t] = (errors[t] + difference * difference) + next_difference * next_difference
-                powers[t] = (powers[t] + low * low) + high * high
-            for t in range(right, left):
-                original = F64(float_of(originals[t]))
-                difference = F64(float_of(values[t])) - original
-                errors[t] += difference * difference
-                powers[t] += original * original
-
-
-@inlined
 def fold(sums: Any) -> Any:
     """The total of sums [4, PLACE_RUNS] of the places of a row, in the order of `_squares`; they are used up."""
     n = PLACE_RUNS
@@ -184,6 +160,7 @@ def measure(
             n = RUN * groups
             load_stored(words, codes, mask, action, g, groups, b)
             load(original, wide, RUN * g, n, o)
-            add_squares(n, b, o, d)
+            for s in range(4):
+                add_squares(n, b[s], o[s], d[s], d[4 + s])
         sums[0, row] = fold(d[:4])
         sums[1, row] = fold(d[4:])

@@ -14,7 +14,6 @@ from ._kernels import (
     BYTES,
     DOUBLE_ROWS,
     F32,
-    F64,
     FLOATS,
     HALF,
     HALVES,
@@ -34,15 +33,18 @@ from ._kernels import (
     round_bits_to_bf16,
 )
 from ._layout import DIVIDE, KEEP
+from .square_kernels import PLACES, adder
 
 CHUNK: Final = 4096  # elements: the scratch takes 16 KiB
-PLACES: Final = 256  # sums of a row, see `_squares`
 _HALF_MAGNITUDE: Final = np.uint16(0x7FFF)
 _HALF_INFINITY: Final = np.uint16(0x7F80)
 _MAX: Final = np.float32(2.0**15).view(np.uint32)
 _OVERFLOW: Final = np.float32(1.25 * 2.0**15).view(np.uint32)
 _TINY: Final = np.float32(2.0**-22).view(np.uint32)
 _HALF_TINY: Final = np.float32(2.0**-23).view(np.uint32)
+
+
+add_squares: Final = adder(PLACES)
 
 
 def new_scratch() -> Any:
@@ -257,29 +259,6 @@ def decode(
 
 
 @inlined
-def add_squares(n: Any, b: Any, o: Any, sums: Any) -> None:
-    """The squares of n numbers, whose first stands in place 0, added to the sums [2, PLACES] of a row: of value minus
-    original, and of the original."""
-    for first in range(0, n, 2 * PLACES):
-        left = min(PLACES, n - first)
-        right = min(PLACES, n - first - left)
-        values, originals = b[first : first + left + right], o[first : first + left + right]
-        errors, powers = sums[0, :left], sums[1, :left]
-        # Two at a time: the sums are in memory, and half as many go to and fro.
-        for i in range(right):
-            low, high = F64(float_of(originals[i])), F64(float_of(originals[PLACES + i]))
-            difference = F64(float_of(values[i])) - low
-            next_difference = F64(float_of(values[PLACES + i])) - high
-            errors[i] = (errors[i] + difference * difference) + next_difference * next_difference
-            powers[i] = (powers[i] + low * low) + high * high
-        for i in range(right, left):
-            original = F64(float_of(originals[i]))
-            difference = F64(float_of(values[i])) - original
-            errors[i] += difference * difference
-            powers[i] += original * original
-
-
-@inlined
 def fold(sums: Any) -> Any:
     """The total of the sums [PLACES] of a row, in the order of `_squares`; they are used up."""
     n = PLACES
@@ -308,6 +287,6 @@ def measure(
             n, start = min(CHUNK, columns - column), row * columns + column
             load_stored(codes, table, scales[row * step], mask, action, start, column, n, b)
             load(narrow, original, wide, False, mask, KEEP, start, column, n, o)
-            add_squares(n, b, o, d)
+            add_squares(n, b, o, d[0], d[1])
         for kind in range(2):
             sums[kind, row] = fold(d[kind])

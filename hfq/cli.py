@@ -144,5 +144,5 @@ def main() -> None:
     # Imports make objects that all stay: looking through them again and again would slow every start.
     gc.set_threshold(50_000)
     code = run(sys.argv[1:])
-    gc.freeze()  # nor is it worth half a second to look through those of torch once more at the end
+    gc.freeze()  # nor are they looked through once more at the end
     sys.exit(code)
