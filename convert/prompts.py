@@ -33,7 +33,7 @@ _NAME: Final = re.compile(r"[a-z0-9_ -]{0,40}")
 _MARKUP: Final = re.compile(r"<(\?xml|!doctype|html)|%PDF-|\{\\rtf", re.IGNORECASE)
 _YAML_START: Final = re.compile(r"---|%YAML.*|(prompts?|captions?)\s*[:=]\s*(\[|\|.?|>.?)?")
 _FIELD_LINE: Final = re.compile(r"(- )?[\"']?(prompt|caption|text)s?[\"']?\s*[:=]\s", re.IGNORECASE)
-_OPENED: Final = re.compile(r"\[\s*([\"{\]]|\n)|\{\s*\n")
+_OPENED: Final = re.compile(r"\[\s*([\"'{\]]|\n)|\{\s*\n")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 

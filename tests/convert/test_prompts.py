@@ -94,6 +94,7 @@ def test_lines_and_json(tmp_path: Path, text: str, prompts: list[str]) -> None:
         ("p.json", '["a cat", "a dog"', "too early"),
         ("p.txt", '[\n  "a cat",\n  "a dog",\n]', "p.txt"),
         ("p.txt", '["a cat", 3]', "entry 2"),
+        ("p.txt", "['a cat', 'a dog']", "p.txt"),
         ("p.txt", '[["a cat"]]', "entry 1"),
         ("p.txt", '[{"prompt_en": "a cat", "dimension": ["x"]}]', "found dimension, prompt_en"),
         ("p.txt", '["a cat", " "]', "entry 2"),
