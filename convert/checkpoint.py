@@ -39,10 +39,14 @@ class Checkpoint:
             the experts differ.
         experts: role -> expert, in the order high_noise, low_noise; or single alone.
         architecture: of every expert (they agree).
+        allow_non_finite: whether whoever reads it takes NaN and infinity; else they are refused.
     """
 
-    def __init__(self, path: str, experts: Mapping[str, Expert]) -> None:
+    def __init__(self, path: str, experts: Mapping[str, Expert], *, allow_non_finite: bool = False) -> None:
         self.path = path
+        self.allow_non_finite = allow_non_finite
+        for expert in experts.values():
+            expert.allow_non_finite = allow_non_finite
         self.experts: dict[str, Expert] = {role: experts[role] for role in ROLES if role in experts}
         self.layout = " + ".join(dict.fromkeys(expert.layout for expert in self.experts.values()))
         self.architecture: Architecture = next(iter(self.experts.values())).architecture
@@ -61,13 +65,14 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: ModelPath, role: str | None = None) -> Checkpoint:
+def open_checkpoint(path: ModelPath, role: str | None = None, *, allow_non_finite: bool = False) -> Checkpoint:
     """Open a checkpoint and check it whole: headers, names, shapes, config.json, index. No tensor is read.
 
     Args:
         path: a folder, a file, `"high_noise=FILE,low_noise=FILE"`, or a mapping from role to folder or file.
         role: of the one transformer at `path`, where its place says nothing or something wrong; of a checkpoint with
             two experts it opens this one alone.
+        allow_non_finite: whoever reads the checkpoint takes NaN and infinity, and says so; else they are refused.
 
     Raises:
         MissingPathError: no such path, or a part is absent.
@@ -88,7 +93,7 @@ def open_checkpoint(path: ModelPath, role: str | None = None) -> Checkpoint:
             text = ",".join(f"{name}={place}" for name, place in parts.items())
         _check_pair(experts, text)
         stack.pop_all()
-    return Checkpoint(text, experts)
+    return Checkpoint(text, experts, allow_non_finite=allow_non_finite)
 
 
 def parse_model(path: ModelPath) -> Path | dict[str, Path]:

@@ -19,7 +19,7 @@ from hfq.schema.errors import (
 )
 
 from .architecture import Architecture, Site
-from .bf16 import to_bf16
+from .bf16 import to_bf16, to_finite_bf16
 from .derive import derive_architecture, refuse_unsupported
 from .identity import Identity
 from .keymap import canonical_name
@@ -72,6 +72,7 @@ class Expert:
         sites: every nn.Linear, in the order of the forward pass.
         files: the safetensors files, sorted by name.
         other_tensors: how many tensors of the files are not the transformer's (all-in-one files).
+        allow_non_finite: whether NaN and infinity are read; else `scan` and `read_bf16` refuse them.
     """
 
     def __init__(self, source: Source, role: str, role_source: str, opened: _Opened) -> None:
@@ -85,6 +86,7 @@ class Expert:
         self.sites: tuple[Site, ...] = opened.architecture.sites()
         self.files: tuple[Path, ...] = tuple(file.path for file in opened.files)
         self.other_tensors = sum(len(file.tensors) for file in opened.files) - len(opened.places)
+        self.allow_non_finite = False
         self._source = source
         self._opened = opened
         self._identity: Identity | None = None
@@ -112,19 +114,26 @@ class Expert:
         """A tensor rounded to BF16 (nearest, ties to even; see `hfq.convert.bf16.to_bf16` for NaN), by canonical name.
 
         Raises:
+            NonFiniteWeightError: it holds NaN or infinity then, unless `allow_non_finite`.
             as `read`
         """
-        return to_bf16(self.read(name))
+        stored = self.read(name)
+        return to_bf16(stored) if self.allow_non_finite else to_finite_bf16(stored, f"{self.info(name).file}: {name}")
 
     def scan(self, progress: Progress | None = None, *, hash_files: bool = True, trust_witness: bool = False) -> Scan:
         """Every tensor once; see `Scan`. With `hash_files` the files' SHA-256 come from the same bytes. With
         `trust_witness` a file that this machine has hashed before, and that has not changed since, is not hashed."""
+        return self._scan(progress, hash_files, trust_witness, self.allow_non_finite)
+
+    def _scan(self, progress: Progress | None, hash_files: bool, trust_witness: bool, allow_non_finite: bool) -> Scan:
         parts = []
         for file in self._opened.files:
             names = {entry.name: name for name, (owner, entry) in self._opened.places.items() if owner is file}
             record = recall(file, names) if trust_witness else None
             parts.append(ScanPart(file, self._source.witness_name(file.path), names, record))
-        return Scan(parts, f"reading {self.role}", progress or Silent(), hash_files, self._remember)
+        return Scan(
+            parts, self.role, progress or Silent(), hash_files, self._remember, allow_non_finite=allow_non_finite
+        )
 
     @property
     def known_root(self) -> str | None:
@@ -132,9 +141,10 @@ class Expert:
         return None if self._identity is None else self._identity.bf16_root
 
     def identity(self, progress: Progress | None = None) -> Identity:
-        """The digests and roots; those of the last finished scan, else every tensor is read now."""
+        """The digests and roots; those of the last finished scan, else every tensor is read now. They say what the
+        weights are, and not that they are of any use: NaN has an identity, too."""
         if self._identity is None:
-            self.scan(progress, hash_files=False).run()
+            self._scan(progress, hash_files=False, trust_witness=False, allow_non_finite=True).run()
         assert self._identity is not None
         return self._identity
 
