@@ -44,7 +44,7 @@ from .row_works import PlainRows
 from .safetensors_writer import SafetensorsWriter, TensorPlan
 from .scan import RowWork, ScannedTensor
 from .site_conversion import ConvertedSite, convert_site, plain_site
-from .site_error import report_document
+from .site_error import report_document, zero_lines
 from .stage_rules import NEEDS_CALIBRATION
 from .weights import NUMERICS, check_finite
 
@@ -157,7 +157,10 @@ class Conversion:
         for role, site in self._quantized():
             errors[role][site] = self._error(role, site, headrooms)
         taken = [non_finite_line(role, found) for role, found in non_finite.items() if found]
-        warnings = [*self._plan.warnings, *taken]
+        zero = zero_lines(errors)
+        for line in zero:
+            self._progress.note(f"warning: {line}")
+        warnings = [*self._plan.warnings, *taken, *zero]
         report = validate(report_document(document["id"], errors, warnings), "report", REPORT)
         provenance = provenance_document(
             document["id"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hfq.schema.documents import parse_json, read_bytes
+from hfq.schema.documents import parse_json
 from hfq.schema.errors import (
     DuplicateKeyError,
     IndexMismatchError,
@@ -21,6 +21,7 @@ from hfq.schema.errors import (
 from .architecture import Architecture, Site
 from .bf16 import to_bf16, to_finite_bf16
 from .derive import derive_architecture, refuse_unsupported
+from .hub_cache import read_side_file
 from .identity import Identity
 from .keymap import canonical_name
 from .layouts import Source, read_index
@@ -269,7 +270,7 @@ def _canonical(inner: _Stored, where: str) -> tuple[str, _Stored]:
 def _read_config(path: Path | None) -> Mapping[str, Any] | None:
     if path is None:
         return None
-    config = parse_json(read_bytes(path, _CONFIG_BYTES), str(path))
+    config = parse_json(read_side_file(path, _CONFIG_BYTES), str(path))
     if not isinstance(config, dict):
         raise MalformedFileError("not a JSON object", where=path)
     return config

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hfq.schema.documents import parse_json, read_bytes
+from hfq.schema.documents import parse_json
 from hfq.schema.errors import (
     MalformedFileError,
     MissingPathError,
@@ -25,6 +25,7 @@ from hfq.schema.errors import (
     UsageError,
 )
 
+from .hub_cache import read_side_file
 from .shards import read_index, select_files
 
 __all__ = ["HIGH", "LOW", "ROLES", "SINGLE", "Source", "find_sources", "read_index"]
@@ -222,7 +223,7 @@ def _role_of_folder(folder: Path, *, exactly: bool = False) -> tuple[str | None,
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
-    document = parse_json(read_bytes(path, _INDEX_BYTES), str(path))
+    document = parse_json(read_side_file(path, _INDEX_BYTES), str(path))
     if not isinstance(document, dict):
         raise MalformedFileError("not a JSON object", where=path)
     return document
