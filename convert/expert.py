@@ -13,21 +13,20 @@ from hfq.schema.errors import (
     DuplicateKeyError,
     IndexMismatchError,
     MalformedFileError,
-    UnexpectedTensorError,
-    UnknownLayoutError,
     UnsupportedDtypeError,
 )
 
 from .architecture import Architecture, Site
 from .bf16 import to_bf16, to_finite_bf16
-from .derive import derive_architecture, refuse_unsupported
+from .derive import derive_architecture
+from .foreign import refuse_unsupported
 from .hub_cache import read_side_file
 from .identity import Identity
-from .keymap import canonical_name
 from .layouts import Source, read_index
 from .progress import Progress, Silent
 from .safetensors_file import SafetensorsFile, TensorEntry
 from .scan import Scan, ScanPart
+from .stored_names import canonical_names, is_other_part, refuse_adapted, strip_prefix
 from .witness_store import recall
 
 if TYPE_CHECKING:
@@ -38,15 +37,6 @@ __all__ = ["BASE_DTYPES", "Expert", "StoredTensor", "open_expert"]
 _CONFIG_BYTES: Final = 1 << 20
 
 BASE_DTYPES: Final = ("F32", "BF16", "F16")
-
-# Longest first: the shorter one is a part of the longer one.
-_PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.")
-
-# What an all-in-one file holds beside the transformer.
-_OTHER_PARTS: Final = (
-    "text_encoders.", "cond_stage_model.", "conditioner.", "first_stage_model.", "vae.", "clip_vision.",
-    "model_ema.", "model_sampling.",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,8 @@ def open_expert(source: Source) -> _Opened:
         DuplicateKeyError: a tensor in two files.
         IndexMismatchError: the index places a tensor where it is not.
         UnknownLayoutError: not a Wan transformer.
-        UnexpectedTensorError: a tensor that no Wan transformer has.
+        WrappedNameError: a wrapper's name is inside the tensor names.
+        UnexpectedTensorError: a tensor that no Wan transformer has, or names under more than one prefix.
         UnsupportedDtypeError: a dtype that a base cannot have.
     """
     with ExitStack() as stack:
@@ -187,9 +178,12 @@ def open_expert(source: Source) -> _Opened:
         stored = _gather(files)
         if source.index is not None:
             _check_index(source.index, files)
-        prefix, inner = _strip_prefix(stored, source.where)
-        refuse_unsupported({name: entry.dtype for name, (_, entry) in inner.items()}, source.where)
-        naming, places = _canonical(inner, source.where)
+        refuse_adapted(stored, source.where)
+        dtypes = {name: entry.dtype for name, (_, entry) in stored.items() if not is_other_part(name)}
+        refuse_unsupported(dtypes, source.where)
+        prefix, inner = strip_prefix(stored, source.where)
+        naming, names = canonical_names(inner, source.where)
+        places = {canonical: stored[inner[name]] for canonical, name in names.items()}
         for name, (file, entry) in places.items():
             if entry.dtype not in BASE_DTYPES:
                 raise UnsupportedDtypeError(
@@ -231,40 +225,6 @@ def _check_index(index: Path, files: Sequence[SafetensorsFile]) -> None:
                 found=f"{found.get(name, 'nowhere')} (files)",
                 todo="download the checkpoint again",
             )
-
-
-def _strip_prefix(stored: _Stored, where: str) -> tuple[str, _Stored]:
-    prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in stored)), "")
-    inner: _Stored = {}
-    for name, place in stored.items():
-        if name.startswith(prefix):
-            inner[name.removeprefix(prefix)] = place
-        elif not name.startswith(_OTHER_PARTS):
-            raise UnexpectedTensorError(
-                "a tensor outside the model", where=f"{where}: {name}", expected=f"names that begin with {prefix}"
-            )
-    return prefix, inner
-
-
-def _canonical(inner: _Stored, where: str) -> tuple[str, _Stored]:
-    renamed = {naming: {name: canonical_name(name, naming) for name in inner} for naming in ("original", "diffusers")}
-    naming = max(renamed, key=lambda naming: sum(name is not None for name in renamed[naming].values()))
-    places = {canonical: inner[name] for name, canonical in renamed[naming].items() if canonical is not None}
-    unknown = [name for name, canonical in renamed[naming].items() if canonical is None]
-    if len(unknown) >= len(places):
-        raise UnknownLayoutError(
-            "not a Wan transformer",
-            where=where,
-            expected="tensor names of a Wan checkpoint",
-            found=f"{len(inner)} tensors, for example {min(unknown)}" if unknown else "no tensor",
-        )
-    if unknown:
-        raise UnexpectedTensorError(
-            f"a tensor that no Wan model has in {naming} names",
-            where=f"{where}: {min(unknown)}",
-            found=f"{len(unknown)} of {len(inner)}",
-        )
-    return naming, places
 
 
 def _read_config(path: Path | None) -> Mapping[str, Any] | None:
