@@ -58,7 +58,10 @@ def to_finite_bf16(tensor: Tensor, where: str) -> Tensor:
     """
     import torch
 
-    rounded = to_bf16(tensor)
+    try:
+        rounded = to_bf16(tensor)
+    except UnsupportedDtypeError as error:
+        raise UnsupportedDtypeError(error.what, where=where, expected=error.expected, found=error.found) from None
     stored = None if rounded is tensor else tensor.detach().contiguous().reshape(-1).numpy()
     bits = rounded.detach().contiguous().reshape(-1).view(torch.uint16).numpy()
     found = find_non_finite(bits, tuple(tensor.shape), stored=stored)

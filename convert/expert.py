@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from hfq.schema.documents import parse_json
 from hfq.schema.errors import (
     DuplicateKeyError,
     IndexMismatchError,
-    MalformedFileError,
     UnsupportedDtypeError,
 )
 
@@ -20,12 +18,12 @@ from .architecture import Architecture, Site
 from .bf16 import to_bf16, to_finite_bf16
 from .derive import derive_architecture
 from .foreign import refuse_unsupported
-from .hub_cache import read_side_file
 from .identity import Identity
 from .layouts import Source, read_index
 from .progress import Progress, Silent
 from .safetensors_file import SafetensorsFile, TensorEntry
 from .scan import Scan, ScanPart
+from .side_files import read_object
 from .stored_names import canonical_names, is_other_part, refuse_adapted, strip_prefix
 from .witness_store import recall
 
@@ -192,8 +190,9 @@ def open_expert(source: Source) -> _Opened:
                     expected=" or ".join(BASE_DTYPES),
                     found=entry.dtype,
                 )
+        config = None if source.config is None else read_object(source.config, _CONFIG_BYTES)
         shapes = {name: entry.shape for name, (_, entry) in places.items()}
-        architecture = derive_architecture(shapes, _read_config(source.config), source.where)
+        architecture = derive_architecture(shapes, config, source.where)
         stack.pop_all()
     return _Opened(files, places, naming, prefix, architecture)
 
@@ -225,12 +224,3 @@ def _check_index(index: Path, files: Sequence[SafetensorsFile]) -> None:
                 found=f"{found.get(name, 'nowhere')} (files)",
                 todo="download the checkpoint again",
             )
-
-
-def _read_config(path: Path | None) -> Mapping[str, Any] | None:
-    if path is None:
-        return None
-    config = parse_json(read_side_file(path, _CONFIG_BYTES), str(path))
-    if not isinstance(config, dict):
-        raise MalformedFileError("not a JSON object", where=path)
-    return config

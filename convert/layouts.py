@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hfq.schema.documents import parse_json
 from hfq.schema.errors import (
-    MalformedFileError,
     MissingPathError,
     UnknownLayoutError,
     UnreadableFileError,
@@ -25,8 +23,8 @@ from hfq.schema.errors import (
     UsageError,
 )
 
-from .hub_cache import read_side_file
 from .shards import read_index, select_files
+from .side_files import read_object
 
 __all__ = ["HIGH", "LOW", "ROLES", "SINGLE", "Source", "find_sources", "read_index"]
 
@@ -120,7 +118,7 @@ def _in_folder(folder: Path) -> list[Source]:
         raise UsageError("a delta and not a checkpoint", where=folder, todo="give the checkpoint it was made from")
     pair = {role: folder / name for role, name in _FOLDERS.items()}
     if (folder / "model_index.json").exists():
-        return _in_pipeline(folder, _read_object(folder / "model_index.json"))
+        return _in_pipeline(folder, read_object(folder / "model_index.json", _INDEX_BYTES))
     if any(expert.is_dir() for expert in pair.values()):
         return [_folder_source(folder, _present(expert, folder), "pair folder") for expert in pair.values()]
     if (folder / "transformer").is_dir() or (folder / "transformer_2").is_dir():
@@ -216,14 +214,7 @@ def _role_of_folder(folder: Path, *, exactly: bool = False) -> tuple[str | None,
     if name == "transformer_2":
         return LOW, words
     if name == "transformer":
-        two = _has_component(_read_object(document), "transformer_2") if in_pipeline else False
+        two = _has_component(read_object(document, _INDEX_BYTES), "transformer_2") if in_pipeline else False
         if two or (folder.parent / "transformer_2").is_dir():
             return HIGH, words
     return None, "only one transformer"
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    document = parse_json(read_side_file(path, _INDEX_BYTES), str(path))
-    if not isinstance(document, dict):
-        raise MalformedFileError("not a JSON object", where=path)
-    return document

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from hfq.schema.errors import MalformedFileError, UnsupportedDtypeError, UsageError
+from hfq.schema.errors import UnsupportedDtypeError, UsageError
 
 from .architecture import Architecture
 from .bf16 import to_bf16, to_finite_bf16
@@ -38,6 +38,7 @@ from .pipeline_plan import (
     tiny_sizes,
 )
 from .progress import Progress, Silent
+from .side_files import read_by_library
 from .tensor_bytes import tensor_bytes
 from .transformer import build_transformer, require_video_extra
 
@@ -251,18 +252,15 @@ def _diffusers(folder: Path, transformers: Mapping[str, nn.Module], dtype: torch
         "transformer_2": transformers.get("low_noise"),
     }
     pipeline_class = getattr(diffusers, read_index(folder)["_class_name"])
-    try:
-        with _quietly():
-            # The VAE decodes in fp32, as the original code does.
-            return pipeline_class.from_pretrained(
-                folder,
-                **experts,
-                torch_dtype={"vae": torch.float32, "default": dtype},
-                local_files_only=True,
-                use_safetensors=True,
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise MalformedFileError("the pipeline cannot be loaded", where=folder, found=error) from error
+    with read_by_library("the pipeline cannot be loaded", folder), _quietly():
+        # The VAE decodes in fp32, as the original code does.
+        return pipeline_class.from_pretrained(
+            folder,
+            **experts,
+            torch_dtype={"vae": torch.float32, "default": dtype},
+            local_files_only=True,
+            use_safetensors=True,
+        )
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from .general import (
     UnknownSchemaVersionError,
     UnreadableFileError,
     UsageError,
+    is_out_of_memory,
 )
 from .graphs import (
     ExternalDataError,
@@ -230,4 +231,5 @@ __all__ = [
     "WrongBaseError",
     "WrongIdError",
     "WrongRoleError",
+    "is_out_of_memory",
 ]
