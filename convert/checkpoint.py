@@ -175,11 +175,12 @@ def _open(source: Source, role: str | None, given_by: str, stack: ExitStack) -> 
         return Expert(source, role, given_by + told, opened)
     if source.role is not None:
         return Expert(source, source.role, source.role_source, opened)
-    if source.kind == "file" and could_be_expert:
+    if (source.kind == "file" or source.doubt is not None) and could_be_expert:
         raise MissingRoleError(
-            "the file could be either expert, or a model of its own, and its name does not say which",
+            "it could be either expert, or a model of its own, and its name does not say which",
             where=source.where,
             expected="high_noise or low_noise in its name",
+            found=source.doubt,
             todo="say --role high_noise, --role low_noise or --role single",
         )
     return Expert(source, SINGLE, source.role_source, opened)
