@@ -38,7 +38,11 @@ __all__ = ["convert_command"]
     is_flag=True,
     help="Print the routing, the predicted size, memory and time; write nothing.",
 )
-@click.option("--no-file-hashes", is_flag=True, help="Do not hash the checkpoint's files (provenance lists none).")
+@click.option(
+    "--no-file-hashes",
+    is_flag=True,
+    help="Do not hash the checkpoint's files (provenance lists none), but for blobs of the Hub's cache.",
+)
 @click.option(
     "--trust-witness",
     is_flag=True,

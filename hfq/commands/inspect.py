@@ -20,7 +20,11 @@ __all__ = ["inspect_command"]
     help="Which expert a bare file is; of a checkpoint with two experts, the one to look at.",
 )
 @click.option("--no-hash", is_flag=True, help="Read headers only: no digests, no roots, no file hashes.")
-@click.option("--no-file-hashes", is_flag=True, help="Do not hash the files as wholes: roots alone, no witnesses.")
+@click.option(
+    "--no-file-hashes",
+    is_flag=True,
+    help="Do not hash the files as wholes: roots alone, no witnesses. A blob of the Hub's cache is compared all the same.",
+)
 @click.option(
     "--trust-witness",
     is_flag=True,
