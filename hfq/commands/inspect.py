@@ -23,7 +23,7 @@ __all__ = ["inspect_command"]
 @click.option(
     "--no-file-hashes",
     is_flag=True,
-    help="Do not hash the files as wholes: roots alone, no witnesses. A blob of the Hub's cache is compared all the same.",
+    help="Do not hash the files as wholes, but for blobs of the Hub's cache: roots alone, no witnesses.",
 )
 @click.option(
     "--trust-witness",
