@@ -19,7 +19,7 @@ from hfq.schema.errors import (
     WrongRoleError,
 )
 
-from .bf16 import to_bf16
+from .bf16 import to_bf16, to_finite_bf16
 from .checkpoint import Checkpoint
 from .clip import TimestepClock
 from .delta import Delta, load_delta
@@ -48,6 +48,7 @@ def apply(
     *,
     base: Checkpoint | None = None,
     role: str | None = None,
+    allow_non_finite: bool = False,
 ) -> dict[str, Replaced]:
     """Quantize a model in place.
 
@@ -58,6 +59,8 @@ def apply(
             weights are the base; what diffusers loaded in fp32 without rounding is rounded to BF16 in place, so that
             the result does not depend on the loader.
         role: expert of a bare transformer; needed when the delta has two.
+        allow_non_finite: take NaN and infinity in the target's own weights. A `base` was opened with a permission or
+            without one.
 
     Returns:
         `role/site` -> what was replaced.
@@ -65,6 +68,7 @@ def apply(
     Raises:
         MissingRoleError, UsageError: which expert a transformer is cannot be known, it has been quantized before, it is
             in float16, offloaded or without weights; nothing was changed.
+        NonFiniteWeightError: the base holds NaN or infinity and nobody allowed it; nothing was changed.
         WrongBaseError, WrongRoleError: the weights are not the delta's base; nothing was changed.
         DigestMismatchError: a site came out different from what the delta says; the target must be loaded again.
     """
@@ -73,7 +77,7 @@ def apply(
         experts = []
         for found, module in _targets(target, opened, role).items():
             names = _Names(module, opened, found)
-            source = _ModuleSource(names) if base is None else _CheckpointSource(base, found)
+            source = _ModuleSource(names, found, allow_non_finite) if base is None else _CheckpointSource(base, found)
             experts.append((found, names, source))
         for found, _, source in experts:
             _check_base(opened, found, source)
@@ -196,21 +200,23 @@ def _check_state_of(module: nn.Module, role: str) -> None:
 class _ModuleSource:
     """The target's own weights."""
 
-    def __init__(self, names: _Names) -> None:
-        self._names = names
+    def __init__(self, names: _Names, role: str, allow_non_finite: bool) -> None:
+        self._names, self._role, self._allow_non_finite = names, role, allow_non_finite
 
     def read(self, name: str) -> Tensor:
         """A tensor rounded to BF16, on the CPU.
 
         Raises:
             UsageError: it is on the meta device: there is nothing to quantize.
+            NonFiniteWeightError
         """
         parameter = self._names.parameters[self._names.local[name]]
         if parameter.is_meta:
             raise UsageError(
                 "the model has no weights here", where=name, todo="load it without offloading, or give base="
             )
-        return to_bf16(parameter.detach().cpu())
+        stored = parameter.detach().cpu()
+        return to_bf16(stored) if self._allow_non_finite else to_finite_bf16(stored, f"{self._role} {name}")
 
 
 class _CheckpointSource:
@@ -222,7 +228,11 @@ class _CheckpointSource:
         self._expert = checkpoint.experts[role]
 
     def read(self, name: str) -> Tensor:
-        """A tensor rounded to BF16, on the CPU."""
+        """A tensor rounded to BF16, on the CPU.
+
+        Raises:
+            WrongBaseError, and what `Expert.read_bf16` raises
+        """
         if name not in self._expert.names:
             raise WrongBaseError("the base lacks a tensor", where=f"{self._expert.role} {name}")
         return self._expert.read_bf16(name)

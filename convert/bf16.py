@@ -13,14 +13,15 @@ import numpy.typing as npt
 
 from hfq.schema.errors import UnsupportedDtypeError
 
+from .finite import Floats, find_non_finite, non_finite_error
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["all_finite", "round_into", "to_bf16"]
+__all__ = ["round_into", "stored_floats", "to_bf16", "to_finite_bf16"]
 
 _CHUNK: Final = 1 << 16  # elements: the three scratch arrays stay in a core's own cache
 _NAN_BITS: Final = 0x7FC0
-_INFINITY_BITS: Final = 0x7F80
 
 
 def to_bf16(tensor: Tensor) -> Tensor:
@@ -46,7 +47,35 @@ def to_bf16(tensor: Tensor) -> Tensor:
     return rounded
 
 
-def round_into(source: npt.NDArray[np.float32] | npt.NDArray[np.float16], out: npt.NDArray[np.uint16]) -> None:
+def to_finite_bf16(tensor: Tensor, where: str) -> Tensor:
+    """`tensor` of a base rounded to BF16, as `to_bf16`, if every number of it is finite then.
+
+    Args:
+        where: file or model, and tensor, for the message.
+
+    Raises:
+        NonFiniteWeightError, UnsupportedDtypeError
+    """
+    import torch
+
+    try:
+        rounded = to_bf16(tensor)
+    except UnsupportedDtypeError as error:
+        raise UnsupportedDtypeError(error.what, where=where, expected=error.expected, found=error.found) from None
+    stored = None if rounded is tensor else tensor.detach().contiguous().reshape(-1).numpy()
+    bits = rounded.detach().contiguous().reshape(-1).view(torch.uint16).numpy()
+    found = find_non_finite(bits, tuple(tensor.shape), stored=stored)
+    if found is not None:
+        raise non_finite_error(where, found)
+    return rounded
+
+
+def stored_floats(data: npt.NDArray[np.uint8], dtype: str) -> Floats:
+    """Bytes of a file as the values of a safetensors dtype that is rounded, F32 or F16."""
+    return data.view(np.float16) if dtype == "F16" else data.view(np.float32)
+
+
+def round_into(source: Floats, out: npt.NDArray[np.uint16]) -> None:
     """Round `source` [n] to the BF16 bits `out` [n], as `to_bf16` does."""
     scratch = np.empty(min(_CHUNK, source.size), dtype=np.uint32)
     for begin in range(0, source.size, _CHUNK):
@@ -62,13 +91,3 @@ def round_into(source: npt.NDArray[np.float32] | npt.NDArray[np.float16], out: n
         values = bits.view(np.float32)
         if np.isnan(values.max(initial=0.0)):  # a maximum hands NaN on
             target[np.isnan(values)] = _NAN_BITS
-
-
-def all_finite(bits: npt.NDArray[np.uint16]) -> bool:
-    """Whether BF16 values, as bits [n], hold neither NaN nor infinity."""
-    scratch = np.empty(min(_CHUNK, bits.size), dtype=np.uint16)
-    for begin in range(0, bits.size, _CHUNK):
-        part = bits[begin : begin + _CHUNK]
-        if np.bitwise_and(part, 0x7FFF, out=scratch[: part.size]).max() >= _INFINITY_BITS:
-            return False
-    return True

@@ -70,6 +70,7 @@ def calibrate(
     dtype: torch.dtype = torch.bfloat16,
     resume: bool = False,
     progress: Progress | None = None,
+    allow_non_finite: bool = False,
     **settings: Any,
 ) -> Calibration:
     """Calibrate a checkpoint or a pipeline that is already loaded.
@@ -80,6 +81,7 @@ def calibrate(
         out: folder to make.
         pipeline, role, device, offload, dtype: for a checkpoint, see `load_model`.
         resume: continue in `OUT.partial` after a crash.
+        allow_non_finite: take NaN and infinity in the weights; a Checkpoint brings its own permission.
         settings: fields of `GenerationSettings` (steps, height, ...) and of `CalibrationOptions` (rows, by, ...); what
             is not given has the model's own default.
 
@@ -100,12 +102,14 @@ def calibrate(
     if isinstance(source, Checkpoint | str | os.PathLike | Mapping):
         if isinstance(source, Checkpoint):
             role = next(iter(source.experts)) if len(source.experts) == 1 else None
+            allow_non_finite = source.allow_non_finite
             source = source.path
         model = load_model(
-            source, pipeline=pipeline, role=role, device=device, offload=offload, dtype=dtype, progress=progress
-        )
+            source, pipeline=pipeline, role=role, device=device, offload=offload, dtype=dtype, progress=progress,
+            allow_non_finite=allow_non_finite,
+        )  # fmt: skip
     else:
-        model = adopt_pipeline(source)
+        model = adopt_pipeline(source, allow_non_finite=allow_non_finite)
     changes = {name: value for name, value in settings.items() if name in GenerationSettings.__dataclass_fields__}
     generation = replace(model.defaults, **changes)
     return calibrate_model(model, listed, out, generation, options, resume=resume, progress=progress)[0]

@@ -39,10 +39,14 @@ class Checkpoint:
             the experts differ.
         experts: role -> expert, in the order high_noise, low_noise; or single alone.
         architecture: of every expert (they agree).
+        allow_non_finite: whether whoever reads it takes NaN and infinity; else they are refused.
     """
 
-    def __init__(self, path: str, experts: Mapping[str, Expert]) -> None:
+    def __init__(self, path: str, experts: Mapping[str, Expert], *, allow_non_finite: bool = False) -> None:
         self.path = path
+        self.allow_non_finite = allow_non_finite
+        for expert in experts.values():
+            expert.allow_non_finite = allow_non_finite
         self.experts: dict[str, Expert] = {role: experts[role] for role in ROLES if role in experts}
         self.layout = " + ".join(dict.fromkeys(expert.layout for expert in self.experts.values()))
         self.architecture: Architecture = next(iter(self.experts.values())).architecture
@@ -61,13 +65,14 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(path: ModelPath, role: str | None = None) -> Checkpoint:
+def open_checkpoint(path: ModelPath, role: str | None = None, *, allow_non_finite: bool = False) -> Checkpoint:
     """Open a checkpoint and check it whole: headers, names, shapes, config.json, index. No tensor is read.
 
     Args:
         path: a folder, a file, `"high_noise=FILE,low_noise=FILE"`, or a mapping from role to folder or file.
         role: of the one transformer at `path`, where its place says nothing or something wrong; of a checkpoint with
             two experts it opens this one alone.
+        allow_non_finite: whoever reads the checkpoint takes NaN and infinity, and says so; else they are refused.
 
     Raises:
         MissingPathError: no such path, or a part is absent.
@@ -88,7 +93,7 @@ def open_checkpoint(path: ModelPath, role: str | None = None) -> Checkpoint:
             text = ",".join(f"{name}={place}" for name, place in parts.items())
         _check_pair(experts, text)
         stack.pop_all()
-    return Checkpoint(text, experts)
+    return Checkpoint(text, experts, allow_non_finite=allow_non_finite)
 
 
 def parse_model(path: ModelPath) -> Path | dict[str, Path]:
@@ -170,11 +175,12 @@ def _open(source: Source, role: str | None, given_by: str, stack: ExitStack) -> 
         return Expert(source, role, given_by + told, opened)
     if source.role is not None:
         return Expert(source, source.role, source.role_source, opened)
-    if source.kind == "file" and could_be_expert:
+    if (source.kind == "file" or source.doubt is not None) and could_be_expert:
         raise MissingRoleError(
-            "the file could be either expert, or a model of its own, and its name does not say which",
+            "it could be either expert, or a model of its own, and its name does not say which",
             where=source.where,
             expected="high_noise or low_noise in its name",
+            found=source.doubt,
             todo="say --role high_noise, --role low_noise or --role single",
         )
     return Expert(source, SINGLE, source.role_source, opened)

@@ -26,12 +26,12 @@ from hfq.schema.errors import HfqError, ResumeMismatchError, UnreadableFileError
 
 from .analyze import Analysis
 from .architecture import Site
-from .bf16 import all_finite
 from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
 from .clip_choice import choose_headrooms, error_at
 from .conversion_plan import STATISTICS_HELD, Plan, journal_inputs, plan_conversion
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
+from .finite import NonFinite, non_finite_line
 from .identity import FileWitness, Identity
 from .journal import Journal
 from .plain_site import PlainSite
@@ -40,11 +40,11 @@ from .prompts import Prompt
 from .provenance import provenance_document
 from .recipe import Recipe
 from .routing import stages_for
-from .row_works import FiniteRows, PlainRows
+from .row_works import PlainRows
 from .safetensors_writer import SafetensorsWriter, TensorPlan
 from .scan import RowWork, ScannedTensor
 from .site_conversion import ConvertedSite, convert_site, plain_site
-from .site_error import report_document
+from .site_error import report_document, zero_lines
 from .stage_rules import NEEDS_CALIBRATION
 from .weights import NUMERICS, check_finite
 
@@ -136,19 +136,17 @@ class Conversion:
         started = time.perf_counter()
         identities: dict[str, Identity] = {}
         witnesses: dict[str, tuple[FileWitness, ...]] = {}
+        non_finite: dict[str, Mapping[str, NonFinite]] = {}
         for role, expert in self._checkpoint.experts.items():
             scan = expert.scan(self._progress, hash_files=self._witness.hash_files, trust_witness=self._witness.trust)
             costs = self._plan.working_bytes(role)
-            notes = scan.each(
+            scan.each(
                 functools.partial(self._see, role),
                 begin=functools.partial(self._begin, role),
                 cost=lambda name, costs=costs: costs.get(name, 0),  # type: ignore[misc]
                 memory_bytes=self._plan.memory_bytes,
             )
-            for note in notes:
-                if note is not None:
-                    self._progress.note(note)
-            identities[role], witnesses[role] = scan.identity, scan.witnesses
+            identities[role], witnesses[role], non_finite[role] = scan.identity, scan.witnesses, scan.non_finite
             self._plan.check_root(role, scan.identity.bf16_root)
         partial = self._journal.partial
         state = self._write_state(partial / STATE)
@@ -158,12 +156,18 @@ class Conversion:
         errors: dict[str, dict[str, Any]] = {role: {} for role in self._plan.routes}
         for role, site in self._quantized():
             errors[role][site] = self._error(role, site, headrooms)
-        report = validate(report_document(document["id"], errors, self._plan.warnings), "report", REPORT)
+        taken = [non_finite_line(role, found) for role, found in non_finite.items() if found]
+        zero = zero_lines(errors)
+        for line in zero:
+            self._progress.note(f"warning: {line}")
+        warnings = [*self._plan.warnings, *taken, *zero]
+        report = validate(report_document(document["id"], errors, warnings), "report", REPORT)
         provenance = provenance_document(
             document["id"],
             self._checkpoint,
             identities,
             witnesses,
+            non_finite,
             seconds=time.perf_counter() - started,
             resumed=not self._journal.is_new,
             evaluation=self._plan.evaluation,
@@ -173,28 +177,26 @@ class Conversion:
             write_file(partial / name, canonical_json(content) + b"\n")
         self._journal.clear()
 
-    def _begin(self, role: str, name: str, shape: tuple[int, ...]) -> RowWork[str | None] | None:
+    def _begin(self, role: str, name: str, shape: tuple[int, ...]) -> RowWork[None] | None:
         """How a tensor is handled a few rows at a time, where that is possible."""
         if self._plan.needs_whole(role, name):
             return None
         if not self._plan.is_quantized(role, name):
-            return FiniteRows(functools.partial(self._end_kept, role))
+            return PlainRows(None, functools.partial(self._end_kept, role))
         site = name.removesuffix(".weight")
         is_done = self._journal.get(role, site) is not None
         plain = None if is_done else PlainSite(shape, self._plan.recipe.weight, f"{role} {site}", measured=True)
         return PlainRows(plain, functools.partial(self._end_plain, role))
 
-    def _see(self, role: str, tensor: ScannedTensor) -> str | None:
-        """Handle one whole tensor, on any thread; returns what the user should know."""
+    def _see(self, role: str, tensor: ScannedTensor) -> None:
+        """Handle one whole tensor, on any thread."""
         if not self._plan.is_quantized(role, tensor.name):
-            return self._end_kept(role, all_finite(tensor.bf16.view(torch.uint16).reshape(-1).numpy()), tensor)
-        if self._is_new(role, tensor):
+            self._check_tensor(role, tensor)
+        elif self._is_new(role, tensor):
             self._convert(role, self._plan.sites[role][tensor.name.removesuffix(".weight")], tensor)
-        return None
 
-    def _end_kept(self, role: str, is_finite: bool, tensor: ScannedTensor) -> str | None:
+    def _end_kept(self, role: str, _: None, tensor: ScannedTensor) -> None:
         self._check_tensor(role, tensor)
-        return None if is_finite else f"warning: {role} {tensor.name} holds NaN or infinity and is kept as it is"
 
     def _end_plain(self, role: str, plain: PlainSite | None, tensor: ScannedTensor) -> None:
         if self._is_new(role, tensor):

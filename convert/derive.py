@@ -11,7 +11,7 @@ from hfq.schema.errors import ConfigMismatchError, MissingTensorError, ShapeMism
 
 from .architecture import MODEL_TYPES, Architecture, Shape, check_tensors
 
-__all__ = ["derive_architecture", "refuse_unsupported"]
+__all__ = ["derive_architecture"]
 
 _BLOCK: Final = re.compile(r"(vace_blocks|blocks)\.([0-9]{1,4})\.", re.ASCII)
 
@@ -33,43 +33,6 @@ _CONFIG_NAMES: Final = {
     "vace_in_channels": ("vace_in_dim", "vace_in_channels"),
     "cross_attn_norm": ("cross_attn_norm",),
 }
-
-# Name fragments that only another kind of file has, and what it is.
-_FOREIGN: Final = (
-    (("face_adapter.", "motion_encoder.", "face_encoder.", "pose_patch_embedding."), "a Wan Animate model"),
-    (("audio_injector.", "casual_audio_encoder.", "audio_proj", "trainable_cond_mask", "frame_packer."),
-     "a Wan S2V (speech to video) model"),
-    (("lora_A.", "lora_B.", "lora_up.", "lora_down.", "lora_unet_"), "a LoRA, not a checkpoint"),
-    (("scaled_fp8", ".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant"),
-     "a quantized file (fp8_scaled or another scaled format)"),
-)  # fmt: skip
-
-
-def refuse_unsupported(dtypes: Mapping[str, str], where: str) -> None:
-    """Recognise what is known and not supported, from tensor names (any layout, any prefix) and safetensors dtypes.
-
-    Raises:
-        UnsupportedModelError: Animate, S2V, LoRA, fp8_scaled and other quantized files.
-    """
-    for fragments, what in _FOREIGN:
-        found = next((name for name in dtypes if any(fragment in name for fragment in fragments)), None)
-        if found is not None:
-            raise UnsupportedModelError(
-                f"{what} is not supported",
-                where=where,
-                expected="Wan T2V, I2V, FLF2V, TI2V or VACE in F32, BF16 or F16",
-                found=f"tensor {found}",
-                todo="give the F32, BF16 or F16 checkpoint of a supported model",
-            )
-    eight_bit = next((name for name, dtype in dtypes.items() if dtype.startswith(("F8_", "F4", "F6_"))), None)
-    if eight_bit is not None:
-        raise UnsupportedModelError(
-            "a quantized file is not a base",
-            where=f"{where}: {eight_bit}",
-            expected="F32, BF16 or F16",
-            found=dtypes[eight_bit],
-            todo="give the checkpoint that it was made from",
-        )
 
 
 def derive_architecture(shapes: Mapping[str, Shape], config: Mapping[str, Any] | None, where: str) -> Architecture:

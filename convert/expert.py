@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import (
     DuplicateKeyError,
     IndexMismatchError,
-    MalformedFileError,
-    UnexpectedTensorError,
-    UnknownLayoutError,
     UnsupportedDtypeError,
 )
 
 from .architecture import Architecture, Site
-from .bf16 import to_bf16
-from .derive import derive_architecture, refuse_unsupported
+from .bf16 import to_bf16, to_finite_bf16
+from .derive import derive_architecture
+from .foreign import refuse_unsupported
 from .identity import Identity
-from .keymap import canonical_name
 from .layouts import Source, read_index
 from .progress import Progress, Silent
 from .safetensors_file import SafetensorsFile, TensorEntry
 from .scan import Scan, ScanPart
+from .side_files import read_object
+from .stored_names import canonical_names, is_other_part, refuse_adapted, strip_prefix
 from .witness_store import recall
 
 if TYPE_CHECKING:
@@ -37,15 +35,6 @@ __all__ = ["BASE_DTYPES", "Expert", "StoredTensor", "open_expert"]
 _CONFIG_BYTES: Final = 1 << 20
 
 BASE_DTYPES: Final = ("F32", "BF16", "F16")
-
-# Longest first: the shorter one is a part of the longer one.
-_PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.")
-
-# What an all-in-one file holds beside the transformer.
-_OTHER_PARTS: Final = (
-    "text_encoders.", "cond_stage_model.", "conditioner.", "first_stage_model.", "vae.", "clip_vision.",
-    "model_ema.", "model_sampling.",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +61,7 @@ class Expert:
         sites: every nn.Linear, in the order of the forward pass.
         files: the safetensors files, sorted by name.
         other_tensors: how many tensors of the files are not the transformer's (all-in-one files).
+        allow_non_finite: whether NaN and infinity are read; else `scan` and `read_bf16` refuse them.
     """
 
     def __init__(self, source: Source, role: str, role_source: str, opened: _Opened) -> None:
@@ -85,6 +75,7 @@ class Expert:
         self.sites: tuple[Site, ...] = opened.architecture.sites()
         self.files: tuple[Path, ...] = tuple(file.path for file in opened.files)
         self.other_tensors = sum(len(file.tensors) for file in opened.files) - len(opened.places)
+        self.allow_non_finite = False
         self._source = source
         self._opened = opened
         self._identity: Identity | None = None
@@ -112,19 +103,26 @@ class Expert:
         """A tensor rounded to BF16 (nearest, ties to even; see `hfq.convert.bf16.to_bf16` for NaN), by canonical name.
 
         Raises:
+            NonFiniteWeightError: it holds NaN or infinity then, unless `allow_non_finite`.
             as `read`
         """
-        return to_bf16(self.read(name))
+        stored = self.read(name)
+        return to_bf16(stored) if self.allow_non_finite else to_finite_bf16(stored, f"{self.info(name).file}: {name}")
 
     def scan(self, progress: Progress | None = None, *, hash_files: bool = True, trust_witness: bool = False) -> Scan:
         """Every tensor once; see `Scan`. With `hash_files` the files' SHA-256 come from the same bytes. With
         `trust_witness` a file that this machine has hashed before, and that has not changed since, is not hashed."""
+        return self._scan(progress, hash_files, trust_witness, self.allow_non_finite)
+
+    def _scan(self, progress: Progress | None, hash_files: bool, trust_witness: bool, allow_non_finite: bool) -> Scan:
         parts = []
         for file in self._opened.files:
             names = {entry.name: name for name, (owner, entry) in self._opened.places.items() if owner is file}
             record = recall(file, names) if trust_witness else None
             parts.append(ScanPart(file, self._source.witness_name(file.path), names, record))
-        return Scan(parts, f"reading {self.role}", progress or Silent(), hash_files, self._remember)
+        return Scan(
+            parts, self.role, progress or Silent(), hash_files, self._remember, allow_non_finite=allow_non_finite
+        )
 
     @property
     def known_root(self) -> str | None:
@@ -132,9 +130,10 @@ class Expert:
         return None if self._identity is None else self._identity.bf16_root
 
     def identity(self, progress: Progress | None = None) -> Identity:
-        """The digests and roots; those of the last finished scan, else every tensor is read now."""
+        """The digests and roots; those of the last finished scan, else every tensor is read now. They say what the
+        weights are, and not that they are of any use: NaN has an identity, too."""
         if self._identity is None:
-            self.scan(progress, hash_files=False).run()
+            self._scan(progress, hash_files=False, trust_witness=False, allow_non_finite=True).run()
         assert self._identity is not None
         return self._identity
 
@@ -168,7 +167,8 @@ def open_expert(source: Source) -> _Opened:
         DuplicateKeyError: a tensor in two files.
         IndexMismatchError: the index places a tensor where it is not.
         UnknownLayoutError: not a Wan transformer.
-        UnexpectedTensorError: a tensor that no Wan transformer has.
+        WrappedNameError: a wrapper's name is inside the tensor names.
+        UnexpectedTensorError: a tensor that no Wan transformer has, or names under more than one prefix.
         UnsupportedDtypeError: a dtype that a base cannot have.
     """
     with ExitStack() as stack:
@@ -176,9 +176,12 @@ def open_expert(source: Source) -> _Opened:
         stored = _gather(files)
         if source.index is not None:
             _check_index(source.index, files)
-        prefix, inner = _strip_prefix(stored, source.where)
-        refuse_unsupported({name: entry.dtype for name, (_, entry) in inner.items()}, source.where)
-        naming, places = _canonical(inner, source.where)
+        refuse_adapted(stored, source.where)
+        dtypes = {name: entry.dtype for name, (_, entry) in stored.items() if not is_other_part(name)}
+        refuse_unsupported(dtypes, source.where)
+        prefix, inner = strip_prefix(stored, source.where)
+        naming, names = canonical_names(inner, source.where)
+        places = {canonical: stored[inner[name]] for canonical, name in names.items()}
         for name, (file, entry) in places.items():
             if entry.dtype not in BASE_DTYPES:
                 raise UnsupportedDtypeError(
@@ -187,8 +190,9 @@ def open_expert(source: Source) -> _Opened:
                     expected=" or ".join(BASE_DTYPES),
                     found=entry.dtype,
                 )
+        config = None if source.config is None else read_object(source.config, _CONFIG_BYTES)
         shapes = {name: entry.shape for name, (_, entry) in places.items()}
-        architecture = derive_architecture(shapes, _read_config(source.config), source.where)
+        architecture = derive_architecture(shapes, config, source.where)
         stack.pop_all()
     return _Opened(files, places, naming, prefix, architecture)
 
@@ -220,46 +224,3 @@ def _check_index(index: Path, files: Sequence[SafetensorsFile]) -> None:
                 found=f"{found.get(name, 'nowhere')} (files)",
                 todo="download the checkpoint again",
             )
-
-
-def _strip_prefix(stored: _Stored, where: str) -> tuple[str, _Stored]:
-    prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in stored)), "")
-    inner: _Stored = {}
-    for name, place in stored.items():
-        if name.startswith(prefix):
-            inner[name.removeprefix(prefix)] = place
-        elif not name.startswith(_OTHER_PARTS):
-            raise UnexpectedTensorError(
-                "a tensor outside the model", where=f"{where}: {name}", expected=f"names that begin with {prefix}"
-            )
-    return prefix, inner
-
-
-def _canonical(inner: _Stored, where: str) -> tuple[str, _Stored]:
-    renamed = {naming: {name: canonical_name(name, naming) for name in inner} for naming in ("original", "diffusers")}
-    naming = max(renamed, key=lambda naming: sum(name is not None for name in renamed[naming].values()))
-    places = {canonical: inner[name] for name, canonical in renamed[naming].items() if canonical is not None}
-    unknown = [name for name, canonical in renamed[naming].items() if canonical is None]
-    if len(unknown) >= len(places):
-        raise UnknownLayoutError(
-            "not a Wan transformer",
-            where=where,
-            expected="tensor names of a Wan checkpoint",
-            found=f"{len(inner)} tensors, for example {min(unknown)}" if unknown else "no tensor",
-        )
-    if unknown:
-        raise UnexpectedTensorError(
-            f"a tensor that no Wan model has in {naming} names",
-            where=f"{where}: {min(unknown)}",
-            found=f"{len(unknown)} of {len(inner)}",
-        )
-    return naming, places
-
-
-def _read_config(path: Path | None) -> Mapping[str, Any] | None:
-    if path is None:
-        return None
-    config = parse_json(read_bytes(path, _CONFIG_BYTES), str(path))
-    if not isinstance(config, dict):
-        raise MalformedFileError("not a JSON object", where=path)
-    return config

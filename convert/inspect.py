@@ -32,6 +32,9 @@ def inspect_checkpoint(
     what `_describe` gives), `warnings` (sentences for people). Sizes are in bytes.
 
     Raises:
+        NonFiniteWeightError: with `identity`, a tensor with NaN or infinity, unless the checkpoint was opened so as to
+            allow them; then an expert has `non_finite` (tensor -> `position`, `value`, `count`).
+        BlobDigestError: with `identity`, a file that the Hub's cache knows under another digest.
         TruncatedFileError, UnreadableFileError: a file cannot be read to its end, or changed meanwhile.
     """
     experts = {role: _describe(expert) for role, expert in checkpoint.experts.items()}
@@ -85,7 +88,9 @@ def _describe(expert: Expert) -> dict[str, Any]:
 def _identify(scan: Scan) -> dict[str, Any]:
     found = scan.run()
     files = [_witness(witness) for witness in scan.witnesses]
-    return {"bf16_root": found.bf16_root, "exact_root": found.exact_root, "files": files}
+    document = {"bf16_root": found.bf16_root, "exact_root": found.exact_root, "files": files}
+    non_finite = {name: entry.to_json() for name, entry in scan.non_finite.items()}
+    return {**document, "non_finite": non_finite} if non_finite else document
 
 
 def _witness(witness: FileWitness) -> dict[str, Any]:

@@ -9,15 +9,12 @@ them.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import (
-    MalformedFileError,
     MissingPathError,
     UnknownLayoutError,
     UnreadableFileError,
@@ -25,7 +22,10 @@ from hfq.schema.errors import (
     UsageError,
 )
 
+from .download_marks import refuse_unfinished
+from .role_names import roles_in
 from .shards import read_index, select_files
+from .side_files import read_object
 
 __all__ = ["HIGH", "LOW", "ROLES", "SINGLE", "Source", "find_sources", "read_index"]
 
@@ -39,17 +39,14 @@ _COMPONENTS: Final = {HIGH: "transformer", LOW: "transformer_2"}
 
 _INDEX_BYTES: Final = 1 << 20
 
-# `wan2.2_t2v_high_noise_14B`, `Wan22-HighNoise`, `high-noise`; not `high_quality`.
-_NOISE: Final = re.compile(r"(?<![a-z])(high|low)[-_. ]?noise(?![a-z])", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Source:
     """The files of one expert.
 
     `root` is the folder that witness names are relative to. `kind` is "pair folder", "pipeline", "folder" or "file".
-    `role` is what folder or file name says, None when they say nothing; `role_source` is the words for it. `where` is
-    the path for messages.
+    `role` is what folder or file name says, None when they say nothing or contradict each other; `role_source` is the
+    words for it; `doubt` is what is said of each role then. `where` is the path for messages.
     """
 
     where: str
@@ -60,6 +57,7 @@ class Source:
     config: Path | None
     role: str | None
     role_source: str
+    doubt: str | None = None
 
     def witness_name(self, file: Path) -> str:
         """The file's name relative to the model, with forward slashes."""
@@ -119,7 +117,7 @@ def _in_folder(folder: Path) -> list[Source]:
         raise UsageError("a delta and not a checkpoint", where=folder, todo="give the checkpoint it was made from")
     pair = {role: folder / name for role, name in _FOLDERS.items()}
     if (folder / "model_index.json").exists():
-        return _in_pipeline(folder, _read_object(folder / "model_index.json"))
+        return _in_pipeline(folder, read_object(folder / "model_index.json", _INDEX_BYTES))
     if any(expert.is_dir() for expert in pair.values()):
         return [_folder_source(folder, _present(expert, folder), "pair folder") for expert in pair.values()]
     if (folder / "transformer").is_dir() or (folder / "transformer_2").is_dir():
@@ -169,60 +167,65 @@ def _has_component(document: Mapping[str, Any], name: str) -> bool:
 def _folder_source(root: Path, folder: Path, kind: str, index: Path | None = None) -> Source:
     files, index = select_files(folder, index)
     config = folder / "config.json"
-    role, role_source = _role_of_folder(folder)
-    if role is None and len(files) == 1 and (role := _role_in(files[0].name)) is not None:
-        role_source = "file name"
-    return Source(str(folder), root, kind, files, index, config if config.exists() else None, role, role_source)
+    role, role_source, doubt = _role_of_folder(folder)
+    named = frozenset[str]().union(*(roles_in(file.name) for file in files))
+    if role is None and doubt is None and len(named) == 1:
+        role, role_source = next(iter(named)), "file name"
+    elif role is not None and len(named) == 1 and role not in named:
+        role, doubt = None, f"{role_source}, but file {files[0].name}"
+    found_config = config if config.exists() else None
+    for file in (*files, *(part for part in (index, found_config) if part is not None)):
+        refuse_unfinished(file)
+    return Source(str(folder), root, kind, files, index, found_config, role, role_source, doubt)
 
 
 def _file_source(path: Path) -> Source:
     select_files(path.parent, None, only=path)
-    role, role_source = _role_in(path.name), "file name"
-    if role is None:
-        role, role_source = _role_of_folder(path.parent, exactly=True)
+    role, role_source, doubt = _role_of_folder(path.parent, exactly=True)
+    named = roles_in(path.name)
+    if role is not None and named - {role}:
+        role, doubt = None, f"{role_source}, but file {path.name}"
+    elif len(named) == 1:
+        role, role_source = next(iter(named)), "file name"
+    elif named:
+        doubt = f"file {path.name}, which says both"
     # A ComfyUI folder holds files of many models; only this name belongs to a config.json.
     config = path.parent / "config.json"
     beside = path.name.startswith("diffusion_pytorch_model") and config.exists()
-    return Source(str(path), path.parent, "file", (path,), None, config if beside else None, role, role_source)
+    found_config = config if beside else None
+    for file in (path, *(() if found_config is None else (found_config,))):
+        refuse_unfinished(file)
+    return Source(str(path), path.parent, "file", (path,), None, found_config, role, role_source, doubt)
 
 
 def _loose_pair(folder: Path) -> list[Source]:
     """Two single files in one folder, of which one is named high noise and one low noise."""
     files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
-    by_role = {_role_in(file.name): file for file in files}
+    by_role = {role: file for file in files if len(roles := roles_in(file.name)) == 1 for role in roles}
     if len(files) != 2 or set(by_role) != {HIGH, LOW}:
         return []
     return [_file_source(by_role[role]) for role in (HIGH, LOW)]
 
 
-def _role_in(name: str) -> str | None:
-    found = {word.lower() for word in _NOISE.findall(name)}
-    return f"{found.pop()}_noise" if len(found) == 1 else None
-
-
-def _role_of_folder(folder: Path, *, exactly: bool = False) -> tuple[str | None, str]:
-    """What a transformer's folder says about its role, and the words for it.
+def _role_of_folder(folder: Path, *, exactly: bool = False) -> tuple[str | None, str, str | None]:
+    """What a transformer's folder says about its role, the words for it, and a doubt where it says both.
 
     `exactly`: only the names that releases use count, because a single file may lie in a folder of any name.
     """
     name = Path(os.path.abspath(folder)).name
-    role = next((role for role, known in _FOLDERS.items() if name == known), None if exactly else _role_in(name))
+    role = next((role for role, known in _FOLDERS.items() if name == known), None)
+    named = frozenset[str]() if exactly else roles_in(name)
+    if role is None and len(named) == 1:
+        role = next(iter(named))
     if role is not None:
-        return role, f"folder {name}"
+        return role, f"folder {name}", None
     document = folder.parent / "model_index.json"
     in_pipeline = document.exists()
     words = f"model_index.json {name}" if in_pipeline else f"folder {name}"
     if name == "transformer_2":
-        return LOW, words
+        return LOW, words, None
     if name == "transformer":
-        two = _has_component(_read_object(document), "transformer_2") if in_pipeline else False
+        two = _has_component(read_object(document, _INDEX_BYTES), "transformer_2") if in_pipeline else False
         if two or (folder.parent / "transformer_2").is_dir():
-            return HIGH, words
-    return None, "only one transformer"
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    document = parse_json(read_bytes(path, _INDEX_BYTES), str(path))
-    if not isinstance(document, dict):
-        raise MalformedFileError("not a JSON object", where=path)
-    return document
+            return HIGH, words, None
+    return None, "only one transformer", f"folder {name}, which says both" if named else None

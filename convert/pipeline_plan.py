@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import MalformedFileError, MissingPipelineError, UnsupportedModelError, UsageError
 
 from .architecture import Architecture
 from .checkpoint import Checkpoint, ModelPath, open_checkpoint
 from .generation import GenerationSettings, Sizes, default_settings
+from .side_files import make_scheduler, read_object
 from .transformer import require_video_extra
 
 __all__ = ["ModelPlan", "Vocabulary", "diffusers_sizes", "is_tiny", "pipeline_folder", "plan_checkpoint", "plan_model",
@@ -108,8 +108,8 @@ def _settle_heads(checkpoint: Checkpoint, folder: Path) -> None:
         return
     for place, key in (("high_noise_model", "num_heads"), ("transformer", "num_attention_heads")):
         path = folder / place / "config.json"
-        heads = _read_config(path).get(key) if path.is_file() else None
-        if isinstance(heads, int) and heads > 0 and architecture.dim % heads == 0:
+        heads = read_object(path).get(key) if path.is_file() else None
+        if type(heads) is int and heads > 0 and architecture.dim % heads == 0:
             settled = replace(architecture, num_heads=heads, heads_known=True)
             checkpoint.architecture = settled
             for expert in checkpoint.experts.values():
@@ -126,7 +126,14 @@ def plan_checkpoint(checkpoint: Checkpoint, folder: Path) -> ModelPlan:
         from .tiny.text import Vocabulary as TinyVocabulary
 
         if roles != ("high_noise", "low_noise"):
-            raise UsageError("the tiny Wan needs both experts", found=", ".join(roles))
+            raise UsageError(
+                "the tiny Wan runs with both of its experts, and this is one",
+                where=checkpoint.path,
+                expected="high_noise and low_noise",
+                found=", ".join(f"{role} ({expert.role_source})" for role, expert in checkpoint.experts.items()),
+                todo="give the folder that holds high_noise_model/ and low_noise_model/, or "
+                "high_noise=FILE,low_noise=FILE with --pipeline FOLDER",
+            )
         scheduler, defaults = read_tiny_settings(folder)
         words = TinyVocabulary.load(folder / "vocab.json")
         return ModelPlan("TinyWanPipeline", architecture, roles, defaults, scheduler, tiny_sizes(architecture), words)
@@ -140,9 +147,11 @@ def plan_checkpoint(checkpoint: Checkpoint, folder: Path) -> ModelPlan:
             found=", ".join(roles),
         )
     defaults = default_settings(architecture, roles)
-    vae = _read_config(folder / "vae" / "config.json")
+    vae = read_object(folder / "vae" / "config.json")
     temporal, spatial = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
-    if not (isinstance(temporal, int) and isinstance(spatial, int) and temporal >= 1 and spatial >= 1):
+    if not all(
+        isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= 64 for size in (temporal, spatial)
+    ):
         where = folder / "vae" / "config.json"
         raise MalformedFileError("scale factors that are none", where=where, found=(temporal, spatial))
     sizes = diffusers_sizes(architecture, temporal, spatial)
@@ -167,7 +176,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         MalformedFileError
     """
     where = folder / _INDEX
-    index = _read_config(where)
+    index = read_object(where)
     if index.get("_class_name") not in KNOWN_PIPELINES:
         raise UnsupportedModelError(
             "not a pipeline that can be run",
@@ -202,14 +211,4 @@ def _scheduler(folder: Path, index: dict[str, Any]) -> Any:
         raise UnsupportedModelError(
             "no scheduler that diffusers has", where=f"{folder / _INDEX}: scheduler", found=name
         )
-    try:
-        return scheduler_class.from_config(_read_config(where))
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise MalformedFileError("not a scheduler's configuration", where=where, found=error) from None
-
-
-def _read_config(where: Path) -> dict[str, Any]:
-    config = parse_json(read_bytes(where), str(where))
-    if not isinstance(config, dict):
-        raise MalformedFileError("not a JSON object", where=where)
-    return config
+    return make_scheduler(scheduler_class, read_object(where), where)

@@ -17,10 +17,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from hfq.schema.errors import MalformedFileError, UnsupportedDtypeError, UsageError
+from hfq.schema.errors import UnsupportedDtypeError, UsageError
 
 from .architecture import Architecture
-from .bf16 import to_bf16
+from .bf16 import to_bf16, to_finite_bf16
 from .checkpoint import ModelPath, open_checkpoint
 from .components import digest_components
 from .derive import derive_architecture
@@ -38,6 +38,7 @@ from .pipeline_plan import (
     tiny_sizes,
 )
 from .progress import Progress, Silent
+from .side_files import read_by_library
 from .tensor_bytes import tensor_bytes
 from .transformer import build_transformer, require_video_extra
 
@@ -106,6 +107,7 @@ def load_model(
     offload: str = "none",
     dtype: torch.dtype = torch.bfloat16,
     progress: Progress | None = None,
+    allow_non_finite: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint of any layout into a pipeline.
 
@@ -115,6 +117,7 @@ def load_model(
         role: of a bare file.
         device: torch device for the run.
         offload: "none", "model" (whole parts to the device in turn) or "sequential" (layer by layer).
+        allow_non_finite: as for `open_checkpoint`.
 
     Raises:
         MissingPipelineError: neither the model's folder nor `pipeline` holds the other parts.
@@ -123,7 +126,7 @@ def load_model(
     require_video_extra()
     check_device(device, offload)
     shown = progress or Silent()
-    with open_checkpoint(model, role=role) as checkpoint:
+    with open_checkpoint(model, role=role, allow_non_finite=allow_non_finite) as checkpoint:
         folder = pipeline_folder(checkpoint, pipeline)
         plan = plan_checkpoint(checkpoint, folder)
         transformers: dict[str, nn.Module] = {}
@@ -137,7 +140,7 @@ def load_model(
     return loaded
 
 
-def adopt_pipeline(pipeline: Any) -> LoadedModel:
+def adopt_pipeline(pipeline: Any, *, allow_non_finite: bool = False) -> LoadedModel:
     """Take a diffusers Wan pipeline that somebody loaded; its own weights, rounded to BF16, are the base.
 
     Shift and boundary are the pipeline's own, everything else has the model's defaults.
@@ -145,6 +148,7 @@ def adopt_pipeline(pipeline: Any) -> LoadedModel:
     Raises:
         UsageError: not a Wan pipeline, or one whose weights are not in memory.
         UnknownLayoutError and others: its transformers are no Wan transformers.
+        NonFiniteWeightError: a transformer holds NaN or infinity, unless `allow_non_finite`.
     """
     kind = type(pipeline).__name__
     tiny = kind == "TinyWanPipeline"
@@ -166,7 +170,7 @@ def adopt_pipeline(pipeline: Any) -> LoadedModel:
         tensors = {str(names[name]): parameter for name, parameter in named.items()}
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         architecture = derive_architecture(shapes, None, f"pipeline {role}")
-        identities[role] = _identify(tensors)
+        identities[role] = _identify(tensors, role, allow_non_finite)
     architecture = replace(
         architecture, num_heads=int(pipeline.transformer.config["num_attention_heads"]), heads_known=True
     )
@@ -197,7 +201,7 @@ def _signature_settings(pipeline: Any) -> GenerationSettings:
     )  # fmt: skip
 
 
-def _identify(tensors: Mapping[str, Tensor]) -> Identity:
+def _identify(tensors: Mapping[str, Tensor], role: str, allow_non_finite: bool) -> Identity:
     """The identity of tensors in memory, canonical name -> float tensor; `exact` is of their dtype as they are."""
     digests = {}
     for name, value in tensors.items():
@@ -210,7 +214,8 @@ def _identify(tensors: Mapping[str, Tensor]) -> Identity:
                 found=stored.dtype,
             )
         exact = hashlib.sha256(tensor_bytes(stored)).hexdigest()
-        rounded = hashlib.sha256(tensor_bytes(to_bf16(stored))).hexdigest()
+        bf16 = to_bf16(stored) if allow_non_finite else to_finite_bf16(stored, f"pipeline {role}: {name}")
+        rounded = hashlib.sha256(tensor_bytes(bf16)).hexdigest()
         digests[name] = TensorDigest(_DTYPE_NAMES[stored.dtype], tuple(stored.shape), exact, rounded)
     return Identity.of(digests)
 
@@ -247,18 +252,15 @@ def _diffusers(folder: Path, transformers: Mapping[str, nn.Module], dtype: torch
         "transformer_2": transformers.get("low_noise"),
     }
     pipeline_class = getattr(diffusers, read_index(folder)["_class_name"])
-    try:
-        with _quietly():
-            # The VAE decodes in fp32, as the original code does.
-            return pipeline_class.from_pretrained(
-                folder,
-                **experts,
-                torch_dtype={"vae": torch.float32, "default": dtype},
-                local_files_only=True,
-                use_safetensors=True,
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise MalformedFileError("the pipeline cannot be loaded", where=folder, found=error) from error
+    with read_by_library("the pipeline cannot be loaded", folder), _quietly():
+        # The VAE decodes in fp32, as the original code does.
+        return pipeline_class.from_pretrained(
+            folder,
+            **experts,
+            torch_dtype={"vae": torch.float32, "default": dtype},
+            local_files_only=True,
+            use_safetensors=True,
+        )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import torch
 from hfq.schema.version import VERSION
 
 from .checkpoint import Checkpoint
+from .finite import NonFinite
 from .identity import FileWitness, Identity
 from .peak_memory import peak_rss_bytes
 
@@ -49,13 +50,14 @@ def provenance_document(
     checkpoint: Checkpoint,
     identities: Mapping[str, Identity],
     witnesses: Mapping[str, Sequence[FileWitness]],
+    non_finite: Mapping[str, Mapping[str, NonFinite]],
     *,
     seconds: float,
     resumed: bool,
     evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document under `hfq.provenance/1`. File names are relative to the model's folder; no path is recorded.
-    `evaluation` is what `compare_prompts` found."""
+    `evaluation` is what `compare_prompts` found; `non_finite` (role -> tensor) what was taken all the same."""
     return {
         "schema": "hfq.provenance/1",
         "delta": delta_id,
@@ -78,6 +80,11 @@ def provenance_document(
                         }
                         for witness in witnesses[role]
                     ],
+                    **(
+                        {"non_finite": {name: found.to_json() for name, found in non_finite[role].items()}}
+                        if non_finite[role]
+                        else {}
+                    ),
                 }
                 for role, identity in identities.items()
             },

@@ -122,8 +122,10 @@ def _site_map(experts: Mapping[str, Any]) -> str:
         values = np.full((len(kinds), len(blocks)), np.nan)
         for site, entry in sites.items():
             block = block_of(site)
-            value = entry["weight_nmse"] if entry["output_nmse"] is None else entry["output_nmse"]
-            values[kinds.index(site.removeprefix(block + ".")), blocks.index(block)] = value
+            value = _shown(entry)
+            values[kinds.index(site.removeprefix(block + ".")), blocks.index(block)] = (
+                np.nan if value is None else value
+            )
         axes = figure.add_subplot(len(shown), 1, index)
         # Drawn as shapes: an embedded bitmap would need a looser content policy.
         cells = axes.pcolormesh(values, cmap="viridis")
@@ -139,11 +141,17 @@ def _site_map(experts: Mapping[str, Any]) -> str:
     return to_svg(figure)
 
 
+def _shown(entry: Mapping[str, Any]) -> float | None:
+    """The error of a linear's output where it was measured, else of its weight; None for a weight of zeros."""
+    value: float | None = entry["weight_nmse"] if entry["output_nmse"] is None else entry["output_nmse"]
+    return value
+
+
 def _worst(experts: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [
         {"expert": role, "site": site, **entry}
         for role, expert in experts.items()
         for site, entry in expert["sites"].items()
     ]
-    rows.sort(key=lambda row: -(row["output_nmse"] if row["output_nmse"] is not None else row["weight_nmse"]))
+    rows.sort(key=lambda row: -(_shown(row) or 0.0))
     return rows[:_WORST]

@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 
-from .bf16 import all_finite
 from .plain_site import PlainSite
 from .scan import ScannedTensor
 
-__all__ = ["FiniteRows", "PlainRows"]
+__all__ = ["PlainRows"]
 
 _Result = TypeVar("_Result")
-
-
-class FiniteRows(Generic[_Result]):
-    """Looks for NaN and infinity; `end` is told whether there is none."""
-
-    def __init__(self, end: Callable[[bool, ScannedTensor], _Result]) -> None:
-        self._end, self._is_finite = end, True
-
-    def feed(self, rows: Tensor) -> None:
-        """See `RowWork`."""
-        self._is_finite = self._is_finite and all_finite(rows.view(torch.uint16).reshape(-1).numpy())
-
-    def end(self, tensor: ScannedTensor) -> _Result:
-        """See `RowWork`."""
-        return self._end(self._is_finite, tensor)
 
 
 class PlainRows(Generic[_Result]):

@@ -7,49 +7,32 @@ the number of threads.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
 from . import scan_parts
-from .bf16 import round_into
+from .finite import NonFinite, non_finite_error, non_finite_line
+from .hub_cache import blob_digest, check_blob
 from .identity import FileWitness, Identity, TensorDigest
 from .progress import Progress
 from .safetensors_file import SafetensorsFile, TensorEntry
 from .scan_parts import FilePass, TensorPass
 from .scan_pass import Pass
+from .scan_reader import ScannedTensor, TensorReader
 from .threads import single_thread, thread_count
 from .witness_store import FileRecord, remember
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
-
     from torch import Tensor
 
 __all__ = ["RowWork", "Scan", "ScanPart", "ScannedTensor"]
 
-_CHUNK_BYTES: Final = 4 << 20  # a multiple of every element size
-
 _Result = TypeVar("_Result")
 _Made = TypeVar("_Made", covariant=True)
-
-
-@dataclass(frozen=True, eq=False)
-class ScannedTensor:
-    """One tensor of the pass: canonical `name`, `dtype` as stored, `shape`, hex digests as in `TensorDigest`, and
-    `bf16`, its values rounded to BF16 [shape]."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    exact_sha256: str
-    bf16_sha256: str
-    bf16: Tensor
 
 
 @dataclass(frozen=True)
@@ -80,25 +63,33 @@ class RowWork(Protocol[_Made]):
 
 
 class Scan(Iterator[ScannedTensor]):
-    """The iterator that `Expert.scan` returns. After its last tensor, `identity` and `witnesses` are there.
+    """The iterator that `Expert.scan` returns. After its last tensor, `identity`, `witnesses` and `non_finite` are
+    there.
 
-    A read that comes back short, an I/O error or a file that changes under the pass ends it with an error; a pass that
-    ended early has no identity.
+    A read that comes back short, an I/O error or a file that changes under the pass ends it with an error, and so does
+    a value that is not a finite number, unless it is allowed: then it is noted, and said at the end. A file in the
+    Hub's cache is hashed whenever its bytes are read, and compared with its name. A pass that ended early has no
+    identity.
     """
 
     def __init__(
         self,
         parts: Sequence[ScanPart],
-        label: str,
+        role: str,
         progress: Progress,
         hash_files: bool,
         remember: Callable[[Identity], None],
+        *,
+        allow_non_finite: bool = False,
     ) -> None:
         self._parts = parts
-        self._label = label
+        self._role = role
+        self._label = f"reading {role}"
         self._progress = progress
         self._hash_files = hash_files
         self._remember = remember
+        self._allow_non_finite = allow_non_finite
+        self._non_finite: dict[str, NonFinite] = {}
         self._identity: Identity | None = None
         self._witnesses: list[FileWitness] = []
         self._steps = self._iterate()
@@ -134,6 +125,17 @@ class Scan(Iterator[ScannedTensor]):
         if self._identity is None:
             raise RuntimeError("the file hashes are known when every tensor has been read")
         return tuple(self._witnesses)
+
+    @property
+    def non_finite(self) -> Mapping[str, NonFinite]:
+        """Canonical name -> what the tensor holds that is no finite number, of tensors that do, sorted by name.
+
+        Raises:
+            RuntimeError: before the last tensor.
+        """
+        if self._identity is None:
+            raise RuntimeError("what is not finite is known when every tensor has been read")
+        return self._non_finite
 
     def run(self) -> Identity:
         """Read what is left, keep nothing of it but the digests, and return the identity."""
@@ -212,6 +214,7 @@ class Scan(Iterator[ScannedTensor]):
     ) -> list[TensorPass]:
         """Go through everything on all threads; returns the tensors in file order."""
         self.close()
+        self._check_records()
         files = [self._file_pass(index, part) for index, part in enumerate(self._parts)]
         if divide is not None:
             for tensor in (tensor for part in files for tensor in part.tensors):
@@ -224,6 +227,7 @@ class Scan(Iterator[ScannedTensor]):
             self._progress.finish()
         tensors = [tensor for part in files for tensor in part.tensors]
         digests = {tensor.name: tensor.digest for tensor in tensors if tensor.digest is not None}
+        self._non_finite = {tensor.name: tensor.non_finite for tensor in tensors if tensor.non_finite is not None}
         self._end(digests, [part.sha256 for part in files])
         return tensors
 
@@ -233,40 +237,67 @@ class Scan(Iterator[ScannedTensor]):
             name = part.names.get(entry.name)
             if name is not None:
                 known = None if part.record is None else part.record.tensors[entry.name]
-                tensors.append(TensorPass(name, entry, (index, entry.begin), known))
-        return FilePass(part.file, tensors, self._hash_files and part.record is None)
+                made = TensorPass(name, entry, (index, entry.begin), known, refuse=self._refusal(part, name))
+                made.non_finite = None if part.record is None else part.record.non_finite.get(entry.name)
+                tensors.append(made)
+        return FilePass(part.file, tensors, self._is_hashed(part))
+
+    def _is_hashed(self, part: ScanPart) -> bool:
+        return part.record is None and (self._hash_files or blob_digest(part.file.path) is not None)
+
+    def _refusal(self, part: ScanPart, name: str) -> Callable[[NonFinite], None] | None:
+        """What is done when a tensor's first NaN or infinity has been found; None: nothing."""
+        return None if self._allow_non_finite else lambda found: _refuse(part.file, name, found)
+
+    def _check_records(self) -> None:
+        """Hold what is trusted to the same rules as what is read."""
+        for part in self._parts:
+            if part.record is None:
+                continue
+            check_blob(part.file.path, part.record.sha256)
+            for stored, found in part.record.non_finite.items():
+                if stored in part.names and not self._allow_non_finite:
+                    _refuse(part.file, part.names[stored], found)
 
     def _end(self, digests: Mapping[str, TensorDigest], hashes: Sequence[str | None]) -> None:
         """Set what is known at the end, and remember the hashes that this machine has computed."""
         for part, sha256 in zip(self._parts, hashes, strict=True):
             if sha256 is not None:
+                check_blob(part.file.path, sha256)
                 tensors = {stored: digests[name] for stored, name in part.names.items()}
-                remember(part.file, FileRecord(sha256, tensors))
+                found = {
+                    stored: self._non_finite[name] for stored, name in part.names.items() if name in self._non_finite
+                }
+                remember(part.file, FileRecord(sha256, tensors, found))
             if self._hash_files:
-                found = sha256 if part.record is None else part.record.sha256
-                assert found is not None
+                whole = sha256 if part.record is None else part.record.sha256
+                assert whole is not None
                 trusted = part.record is not None
-                self._witnesses.append(FileWitness(part.witness_name, part.file.size_bytes, found, trusted))
+                self._witnesses.append(FileWitness(part.witness_name, part.file.size_bytes, whole, trusted))
+        self._non_finite = dict(sorted(self._non_finite.items()))
+        if self._non_finite:
+            self._progress.note(f"warning: {non_finite_line(self._role, self._non_finite)}")
         self._identity = Identity.of(digests)
         self._remember(self._identity)
 
     def _iterate(self) -> Generator[ScannedTensor, None, None]:
         digests: dict[str, TensorDigest] = {}
         hashes: list[str | None] = []
+        self._check_records()
         total = sum(part.file.size_bytes for part in self._parts)
         self._progress.start(self._label, total, "B")
         try:
             with ThreadPoolExecutor(2, thread_name_prefix="hfq-hash") as pool:
-                reader = _Reader(pool, self._hash_files)
+                reader = TensorReader(pool)
                 for part in self._parts:
-                    reader.begin_file(part)
+                    reader.begin_file(part.file, part.record, hashed=self._is_hashed(part))
                     self._progress.advance(part.file.header_bytes)
                     for entry in part.file.tensors.values():
                         name = part.names.get(entry.name)
                         if name is None:
                             reader.pass_over(entry)
                         else:
-                            scanned = reader.read(entry, name)
+                            scanned = self._read(reader, part, entry, name)
                             digests[name] = TensorDigest(
                                 entry.dtype, entry.shape, scanned.exact_sha256, scanned.bf16_sha256
                             )
@@ -279,65 +310,24 @@ class Scan(Iterator[ScannedTensor]):
             self._progress.finish()
         self._end(digests, hashes)
 
+    def _read(self, reader: TensorReader, part: ScanPart, entry: TensorEntry, name: str) -> ScannedTensor:
+        scanned, found = reader.read(entry, name)
+        if part.record is not None:
+            found = part.record.non_finite.get(entry.name)
+        if found is not None:
+            if not self._allow_non_finite:
+                _refuse(part.file, name, found)
+            self._non_finite[name] = found
+        return scanned
 
-class _Reader:
-    """Reads tensors of one file after another and feeds the digests."""
 
-    def __init__(self, pool: ThreadPoolExecutor, hash_files: bool) -> None:
-        self._pool = pool
-        self._wanted = hash_files
-        self._scratch = np.empty(_CHUNK_BYTES, dtype=np.uint8)
-        self._file: SafetensorsFile
-        self._file_hash: _Hash | None
-        self._record: FileRecord | None
+def _refuse(file: SafetensorsFile, name: str, found: NonFinite) -> NoReturn:
+    """Refuse a tensor.
 
-    def begin_file(self, part: ScanPart) -> None:
-        self._file, self._record = part.file, part.record
-        self._file_hash = hashlib.sha256() if self._wanted and part.record is None else None
-        # Read again and not from memory: these are the bytes on disk, as for every tensor.
-        self._feed_file(0, part.file.header_bytes)
-
-    def file_sha256(self) -> str | None:
-        return None if self._file_hash is None else self._file_hash.hexdigest()
-
-    def pass_over(self, entry: TensorEntry) -> None:
-        """Hash a tensor that is not the expert's."""
-        self._feed_file(entry.begin, entry.end)
-
-    def _feed_file(self, begin: int, end: int) -> None:
-        if self._file_hash is None:
-            return
-        for offset in range(begin, end, _CHUNK_BYTES):
-            view = self._scratch.data[: min(_CHUNK_BYTES, end - offset)]
-            self._file.pread_into(view, offset)
-            self._file_hash.update(view)
-
-    def read(self, entry: TensorEntry, name: str) -> ScannedTensor:
-        import torch
-
-        known = None if self._record is None else self._record.tensors[entry.name]
-        stored_bf16 = entry.dtype == "BF16"
-        values = torch.empty(prod(entry.shape), dtype=torch.bfloat16)
-        bits = values.view(torch.uint16).numpy()
-        exact, rounded = hashlib.sha256(), hashlib.sha256()
-        element = 4 if entry.dtype == "F32" else 2
-        for offset in range(0, entry.size_bytes, _CHUNK_BYTES):
-            size = min(_CHUNK_BYTES, entry.size_bytes - offset)
-            target = bits[offset // element : (offset + size) // element]
-            chunk = target.view(np.uint8) if stored_bf16 else self._scratch[:size]
-            view = chunk.data
-            self._file.pread_into(view, entry.begin + offset)
-            running: list[Future[None]] = [] if known is not None else [self._pool.submit(exact.update, view)]
-            if self._file_hash is not None:
-                running.append(self._pool.submit(self._file_hash.update, view))
-            if not stored_bf16:
-                round_into(chunk.view(np.float16) if entry.dtype == "F16" else chunk.view(np.float32), target)
-                if known is None:
-                    rounded.update(target.data)
-            for future in running:
-                future.result()
-        if known is None:
-            exact_sha256 = exact.hexdigest()
-            found = exact_sha256 if stored_bf16 else rounded.hexdigest()
-            known = TensorDigest(entry.dtype, entry.shape, exact_sha256, found)
-        return ScannedTensor(name, entry.dtype, entry.shape, known.exact, known.bf16, values.reshape(entry.shape))
+    Raises:
+        BlobDigestError: the whole file is not what the Hub's cache says: that is why.
+        NonFiniteWeightError
+    """
+    if blob_digest(file.path) is not None:
+        check_blob(file.path, file.sha256())
+    raise non_finite_error(f"{file.path}: {name}", found)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .bf16 import round_into
+from .bf16 import round_into, stored_floats
+from .finite import NonFinite, find_non_finite
 from .identity import TensorDigest
 from .safetensors_file import SafetensorsFile, TensorEntry
 
@@ -39,6 +40,8 @@ class TensorPass:
         digest: known beforehand, or set when the last chunk is hashed.
         values: its values rounded to BF16, as bits [elements]; while it is worked on, else None.
         feed: takes the same bits a few rows at a time, in order; such a tensor is never held as a whole.
+        refuse: called with the first NaN or infinity that is found, and raises; None: what there is, is noted.
+        non_finite: known beforehand, or what has been found.
         result: what the work returned.
     """
 
@@ -48,6 +51,8 @@ class TensorPass:
     digest: TensorDigest | None = None
     values: npt.NDArray[np.uint16] | None = None
     feed: Callable[[npt.NDArray[np.uint16]], None] | None = None
+    refuse: Callable[[NonFinite], None] | None = None
+    non_finite: NonFinite | None = None
     result: Any = None
     buffer: Bytes | None = None
     users: int = 0
@@ -68,23 +73,37 @@ class TensorPass:
         return self.entry.size_bytes // shape[0] if shape and shape[0] else self.entry.size_bytes
 
     def digest_chunk(self, chunk: Chunk) -> None:
-        """Hash the next chunk as stored and rounded; who works on the tensor gets its values."""
+        """Hash the next chunk as stored and rounded, and look for NaN and infinity; who works on the tensor gets its
+        values. Of a tensor that is known nothing is hashed, and nothing looked for.
+
+        Raises:
+            what `refuse` raises
+        """
         assert chunk.data is not None
         is_known = self.digest is not None
         if not is_known:
             self.exact.update(chunk.data.data)
-        if self.entry.dtype == "BF16":
-            if self.feed is not None:
-                self.feed(chunk.data.view(np.uint16))
-            return
-        element = 2 if self.entry.dtype == "F16" else 4
+        element = 4 if self.entry.dtype == "F32" else 2
         first, count = (chunk.order[1] - self.entry.begin) // element, chunk.size // element
-        target = np.empty(count, np.uint16) if self.values is None else self.values[first : first + count]
-        round_into(chunk.data.view(np.float16) if element == 2 else chunk.data.view(np.float32), target)
+        if self.entry.dtype == "BF16":
+            stored, target = None, chunk.data.view(np.uint16)
+        else:
+            stored = stored_floats(chunk.data, self.entry.dtype)
+            target = np.empty(count, np.uint16) if self.values is None else self.values[first : first + count]
+            round_into(stored, target)
+            if not is_known:
+                self.rounded.update(target.data)
         if not is_known:
-            self.rounded.update(target.data)
+            self._look(find_non_finite(target, self.entry.shape, first, stored))
         if self.feed is not None:
             self.feed(target)
+
+    def _look(self, found: NonFinite | None) -> None:
+        if found is None:
+            return
+        if self.refuse is not None:
+            self.refuse(found)
+        self.non_finite = found if self.non_finite is None else self.non_finite.and_more(found.count)
 
     def end(self) -> None:
         """Set the digest, when all chunks have been hashed."""

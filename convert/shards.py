@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hfq.schema.documents import parse_json, read_bytes
+from hfq.schema.documents import parse_json
 from hfq.schema.errors import (
     IndexMismatchError,
     MalformedFileError,
@@ -17,6 +17,8 @@ from hfq.schema.errors import (
     UnsupportedModelError,
     UsageError,
 )
+
+from .hub_cache import read_side_file
 
 __all__ = ["read_index", "select_files"]
 
@@ -47,7 +49,7 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         MalformedFileError: no JSON object, no map of strings, or a file name that leaves the folder.
     """
-    document = parse_json(read_bytes(path, _INDEX_BYTES), str(path))
+    document = parse_json(read_side_file(path, _INDEX_BYTES), str(path))
     weights = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weights, dict) or not weights or not all(isinstance(file, str) for file in weights.values()):
         raise MalformedFileError("not a safetensors index", where=path, expected="weight_map: tensor name -> file name")

@@ -13,11 +13,12 @@ from torch import Tensor
 from .restore import RestoredSite, effective_weight, sole_mask
 from .site_output import SiteOutput, evenly
 
-__all__ = ["block_of", "measure_site", "report_document", "weight_figures"]
+__all__ = ["block_of", "measure_site", "report_document", "weight_figures", "zero_lines"]
 
 _ROWS: Final = 512
 _OUTPUT_ROWS: Final = 256
 _TINY: Final = 1e-300
+_LISTED: Final = 5
 
 
 def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) -> dict[str, Any]:
@@ -90,14 +91,33 @@ def _ratio(entries: list[Mapping[str, Any]], kind: str) -> float | None:
     if not known:
         return None
     power = sum(entry[f"{kind}_power"] for entry in known)
+    error = sum(entry[f"{kind}_error"] for entry in known)
+    if error == power == 0:
+        return None  # nothing but zeros, which every format keeps: there is no error to compare with
     # Weights near fp32's end can make a ratio that binary64 does not hold.
-    return min(float(sum(entry[f"{kind}_error"] for entry in known) / max(power, _TINY)), sys.float_info.max)
+    return min(float(error / max(power, _TINY)), sys.float_info.max)
+
+
+def zero_lines(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """A warning per expert some of whose quantized weights are nothing but zeros; arguments as `report_document`."""
+    lines = []
+    for role, sites in errors.items():
+        zero = [site for site, entry in sites.items() if entry["weight_power"] == 0]
+        if zero:
+            what = "1 quantized weight is" if len(zero) == 1 else f"{len(zero)} quantized weights are"
+            more = "" if len(zero) <= _LISTED else f" and {len(zero) - _LISTED} more"
+            lines.append(
+                f"{role}: {what} zero throughout ({', '.join(zero[:_LISTED])}{more}): trained weights are not; is the "
+                "checkpoint whole?"
+            )
+    return lines
 
 
 def report_document(
     delta_id: str, errors: Mapping[str, Mapping[str, Mapping[str, Any]]], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """`report.json` under `hfq.report/1`: normalised mean squared errors per site, block and expert.
+    """`report.json` under `hfq.report/1`: normalised mean squared errors per site, block and expert; null where the
+    original is nothing but zeros.
 
     Args:
         errors: role -> quantized site -> result of `measure_site`.
@@ -109,10 +129,10 @@ def report_document(
         shown: dict[str, Any] = {}
         for site, entry in sites.items():
             blocks.setdefault(block_of(site), []).append(entry)
-            nmse = _ratio([entry], "weight") or 0.0
+            nmse = _ratio([entry], "weight")
             shown[site] = {
                 "weight_nmse": nmse,
-                "weight_sqnr_db": -10.0 * math.log10(nmse) if nmse > 0 else None,
+                "weight_sqnr_db": -10.0 * math.log10(nmse) if nmse else None,
                 "output_nmse": _ratio([entry], "output"),
                 "bits_per_weight": entry["bits_per_weight"],
             }

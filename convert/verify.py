@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from hfq.schema.errors import DigestMismatchError, HfqError, UsageError, WrongRo
 from .apply import base_mismatch
 from .checkpoint import Checkpoint
 from .delta import Delta, load_delta
+from .finite import NonFinite
 from .plain_site import PlainSite
 from .progress import Progress, Silent
 from .restore import check_site_digest, restore_site
@@ -50,6 +51,7 @@ class Verification:
         tensors: base tensors compared, per expert.
         sites: sites restored and compared, per expert.
         kept: sites kept, per expert.
+        non_finite: what the base holds that is no finite number, per expert that holds such, and was allowed.
         mismatches: in the order found; empty when everything is as it should be.
     """
 
@@ -57,6 +59,7 @@ class Verification:
     tensors: dict[str, int] = field(default_factory=dict)
     sites: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
+    non_finite: dict[str, Mapping[str, NonFinite]] = field(default_factory=dict)
     mismatches: list[Mismatch] = field(default_factory=list)
 
     @property
@@ -77,6 +80,10 @@ class Verification:
             "experts": {
                 role: {"tensors": self.tensors[role], "restored": self.sites[role], "kept": self.kept[role]}
                 for role in self.tensors
+            },
+            "non_finite": {
+                role: {name: entry.to_json() for name, entry in found.items()}
+                for role, found in self.non_finite.items()
             },
             "mismatch_count": len(self.mismatches),
             # Of a wrong checkpoint everything differs; the first few say as much as all.
@@ -109,6 +116,7 @@ def verify(
     Raises:
         UsageError: the base lacks an expert of the delta.
         WrongRoleError: the base has that expert under another role.
+        NonFiniteWeightError: the base holds NaN or infinity and was not opened so as to allow them.
         What opening the delta or reading the base raises.
     """
     if not isinstance(delta, Delta):
@@ -170,6 +178,8 @@ def _verify_expert(
     )
     result.tensors[role] = sum(found.is_known for found in compared)
     result.sites[role] = sum(found.is_site for found in compared)
+    if scan.non_finite:
+        result.non_finite[role] = scan.non_finite
     yield from (found.mismatch for found in compared if found.mismatch is not None)
     for name in delta.base_tensors(role):
         if name not in base.experts[role].names:

@@ -15,7 +15,7 @@ from hfq.formats.errors import NonFiniteError
 from hfq.formats.hif8_spec import INFINITY as HIF8_INFINITY
 from hfq.schema.errors import NonFiniteWeightError
 
-from .bf16 import all_finite
+from .finite import all_finite
 from .tensor_bytes import tensor_bytes
 
 __all__ = [

@@ -24,12 +24,14 @@ import platformdirs
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import HfqError
 
+from .finite import NonFinite
 from .identity import TensorDigest
 from .safetensors_file import SafetensorsFile
 
 __all__ = ["FileRecord", "recall", "remember"]
 
-_VERSION: Final = "hfq.witness/1"
+_VERSION: Final = "hfq.witness/2"
+"""Records of version 1 do not say whether the values are finite numbers: such a file is hashed again."""
 _RECORD_BYTES: Final = 64 << 20
 _MOST_RECORDS: Final = 1_000
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -37,10 +39,12 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Digests of one file: SHA-256 of the whole, and of its expert's tensors by stored name."""
+    """What was found in one file: SHA-256 of the whole; digests of its expert's tensors, and what is no finite number
+    in those that hold such, by stored name."""
 
     sha256: str
     tensors: Mapping[str, TensorDigest]
+    non_finite: Mapping[str, NonFinite]
 
 
 def _folder() -> Path:
@@ -63,6 +67,10 @@ def remember(file: SafetensorsFile, record: FileRecord) -> None:
         **_named(file),
         "sha256": record.sha256,
         "tensors": {name: [entry.exact, entry.bf16] for name, entry in record.tensors.items()},
+        "non_finite": {
+            name: {"position": list(found.position), "value": repr(found.value), "count": found.count}
+            for name, found in record.non_finite.items()
+        },
     }
     path = _path(file)
     with contextlib.suppress(OSError):
@@ -107,7 +115,21 @@ def recall(file: SafetensorsFile, wanted: Mapping[str, str]) -> FileRecord | Non
         if not isinstance(pair, list) or len(pair) != 2 or not all(_is_digest(value) for value in pair):
             return None
         digests[name] = TensorDigest(entry.dtype, entry.shape, pair[0], pair[1])
-    return FileRecord(str(sha256), digests)
+    non_finite = _read_non_finite(found.get("non_finite"), file)
+    return None if non_finite is None else FileRecord(str(sha256), digests, non_finite)
+
+
+def _read_non_finite(document: object, file: SafetensorsFile) -> dict[str, NonFinite] | None:
+    """What a record says of values that are no finite numbers; None when it says nothing that can be understood."""
+    try:
+        assert isinstance(document, dict)
+        return {
+            name: NonFinite(tuple(int(axis) for axis in entry["position"]), float(entry["value"]), int(entry["count"]))
+            for name, entry in document.items()
+            if name in file.tensors
+        }
+    except (AssertionError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _is_digest(value: object) -> bool:

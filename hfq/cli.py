@@ -18,7 +18,7 @@ import click
 
 import hfq
 from hfq.console import json_text
-from hfq.schema.errors import HfqError, InterruptedRunError, OutOfMemoryError, UsageError
+from hfq.schema.errors import HfqError, InterruptedRunError, OutOfMemoryError, UsageError, is_out_of_memory
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -88,12 +88,6 @@ def _fail(code: str, exit_code: int, message: str, as_json: bool, **details: Any
     return exit_code
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class for devices alone; on a CPU, and for threads, only the words say it."""
-    words = ("can't allocate memory", "out of memory", "can't start new thread")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
-
-
 def _out_of_memory(error: Exception) -> OutOfMemoryError:
     refused = re.search(r"(?:unable|tried) to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     return OutOfMemoryError(
@@ -133,7 +127,7 @@ def run(arguments: list[str]) -> int:
             full = "; free some space, then run the same command again, with --resume if it has one"
             todo = full if error.errno == errno.ENOSPC else ""
             return _fail("os-error", 1, f"{where}{error.strerror or error}{todo}", as_json)
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _fail(as_json=as_json, **_out_of_memory(error).to_json())
         message = f"internal error, please report it: {type(error).__name__}: {error} (HFQ_DEBUG=1 shows where)"
         return _fail("internal", 1, message, as_json)

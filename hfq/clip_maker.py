@@ -95,9 +95,12 @@ class ClipMaker:
             offload="none" if self.delta is not None else given["offload"],
             dtype=getattr(torch, given["dtype"]),
             progress=BarProgress(),
+            allow_non_finite=given["allow_non_finite"],
         )
         self.settings = settings_from(loaded.defaults, given)
-        replaced = {} if self.delta is None else apply(loaded.pipeline, self.delta)
+        replaced = (
+            {} if self.delta is None else apply(loaded.pipeline, self.delta, allow_non_finite=given["allow_non_finite"])
+        )
         if self.delta is not None:
             loaded.offload(given["device"], given["offload"])
         self.quantized = summary(replaced)

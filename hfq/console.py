@@ -10,8 +10,23 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-__all__ = ["BarProgress", "emit", "format_bytes", "format_seconds", "json_option", "json_text", "note"]
+__all__ = [
+    "BarProgress",
+    "allow_non_finite_option",
+    "emit",
+    "format_bytes",
+    "format_seconds",
+    "json_option",
+    "json_text",
+    "note",
+]
 
+allow_non_finite_option = click.option(
+    "--allow-non-finite",
+    is_flag=True,
+    help="Take NaN and infinity in the base's tensors as they are, and say so; else they are refused. A weight that is "
+    "quantized must be finite all the same.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from hfq.console import allow_non_finite_option
+
 __all__ = ["generation_options", "settings_from"]
 
 _ROLES = click.Choice(["high_noise", "low_noise", "single"])
@@ -33,6 +35,7 @@ def generation_options(command: Any) -> Any:
                      help="Keep what is not running in main memory: whole models, or layer by layer (sequential)."),
         click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
                      help="Dtype in which the transformer runs."),
+        allow_non_finite_option,
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from hfq.convert.checkpoint import open_checkpoint
 from hfq.convert.generation import GenerationSettings
+from hfq.convert.side_files import make_scheduler, read_by_library, read_object
 from hfq.convert.tiny.text import TinyTextEncoder
 from hfq.convert.transformer import build_transformer
-from hfq.schema.documents import parse_json, read_bytes
-from hfq.schema.errors import MalformedFileError, UsageError
+from hfq.schema.errors import ShapeMismatchError, UsageError
 
 __all__ = [
     "WEIGHTS",
@@ -34,6 +34,9 @@ __all__ = [
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The folder of the model that ships with the package, in the layout of an original Wan 2.2 release."""
+
+_LARGEST: Final = 100_000
+"""Pixels, frames or steps: more is a mistake that takes all memory."""
 
 _SCHEDULERS = {cls.__name__: cls for cls in (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)}
 
@@ -193,25 +196,33 @@ def read_tiny_settings(folder: Path) -> tuple[Any, GenerationSettings]:
         MalformedFileError: a file that says something else than it should.
     """
     where = folder / "pipeline.json"
-    settings = parse_json(read_bytes(where), str(where))
-    try:
-        config = settings["scheduler"]["config"]
-        scheduler = _SCHEDULERS[settings["scheduler"]["class"]](**config)
+    settings = read_object(where)
+    with read_by_library("not the settings of a tiny Wan", where):
+        config = dict(settings["scheduler"]["config"])
+        made = _SCHEDULERS[settings["scheduler"]["class"]]
         guidance = float(settings["guidance_scale"])
-        generation = GenerationSettings(
+        generation = _settings(
             height=int(settings["height"]),
             width=int(settings["width"]),
             frames=int(settings["num_frames"]),
             steps=int(settings["num_inference_steps"]),
-            shift=float(config.get("flow_shift", config.get("shift"))),
+            shift=float(config["flow_shift"] if "flow_shift" in config else config["shift"]),
             boundary=float(settings["boundary_ratio"]),
             guidance=guidance,
             guidance_low=guidance,
             max_sequence_length=None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MalformedFileError("not the settings of a tiny Wan", where=where, found=repr(error)) from None
-    return scheduler, generation
+    return make_scheduler(made, config, where), generation
+
+
+def _settings(**values: Any) -> GenerationSettings:
+    sizes = {name: value for name, value in values.items() if isinstance(value, int) and value > _LARGEST}
+    if sizes:
+        raise ValueError(f"beyond {_LARGEST}: {', '.join(sizes)}")
+    try:
+        return GenerationSettings(**values)
+    except UsageError as error:  # of the file, and not of the user
+        raise ValueError(f"{error.what}: {error.found}") from None
 
 
 def assemble_tiny_pipeline(
@@ -225,11 +236,21 @@ def assemble_tiny_pipeline(
 
     Raises:
         MalformedFileError: a file that says something else than it should.
+        ShapeMismatchError: text tables of another model.
     """
     scheduler, generation = read_tiny_settings(folder)
+    text_encoder = TinyTextEncoder.load(folder, dtype)
+    width = int(high_noise.config["text_dim"])  # type: ignore[index]
+    if text_encoder.text_dim != width:
+        raise ShapeMismatchError(
+            "the text tables do not fit the transformers",
+            where=folder / "text_encoder.safetensors",
+            expected=f"width {width}",
+            found=text_encoder.text_dim,
+        )
     pipeline = TinyWanPipeline(
         tokenizer=None,
-        text_encoder=TinyTextEncoder.load(folder, dtype),
+        text_encoder=text_encoder,
         vae=PixelVAE(),
         scheduler=scheduler,
         transformer=high_noise,

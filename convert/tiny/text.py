@@ -6,15 +6,16 @@ that slot's null embedding, so that the empty prompt is the unconditional branch
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hfq.convert.bf16 import to_finite_bf16
+from hfq.convert.safetensors_file import SafetensorsFile
+from hfq.convert.side_files import read_object
 from hfq.schema.errors import MalformedFileError, ShapeMismatchError, UnknownWordError, UsageError
 
 __all__ = ["NULL", "SLOTS", "TinyTextEncoder", "Vocabulary"]
@@ -42,17 +43,24 @@ class Vocabulary:
         """Read `vocab.json`.
 
         Raises:
-            MalformedFileError: the document does not name exactly the four slots, or an alias of an unknown word.
+            MalformedFileError: the document does not name exactly the four slots, a word or a list of words is none, or
+                an alias is of an unknown word.
         """
-        document = json.loads(path.read_text(encoding="utf-8"))
-        slots = {slot: tuple(words) for slot, words in document["slots"].items()}
-        if tuple(slots) != SLOTS:
-            raise MalformedFileError("wrong slots", where=path, expected=", ".join(SLOTS), found=", ".join(slots))
-        words = {word for group in slots.values() for word in group}
-        stray = sorted(set(document["aliases"].values()) - words)
+        document = read_object(path)
+        slots, aliases, filler = (document.get(part) for part in ("slots", "aliases", "filler"))
+        if not isinstance(slots, dict) or tuple(slots) != SLOTS:
+            found = ", ".join(map(str, slots)) if isinstance(slots, dict) else type(slots).__name__
+            raise MalformedFileError("wrong slots", where=path, expected=", ".join(SLOTS), found=found)
+        if not isinstance(aliases, dict):
+            raise MalformedFileError("aliases that are none", where=path, expected="word -> word of a slot")
+        for name, words in (*slots.items(), ("filler", filler), ("aliases", [*aliases, *aliases.values()])):
+            if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+                raise MalformedFileError("words that are none", where=f"{path}: {name}", expected="a list of words")
+        known = {word for group in slots.values() for word in group}
+        stray = sorted(set(aliases.values()) - known)
         if stray:
             raise MalformedFileError("an alias of an unknown word", where=path, found=", ".join(stray))
-        return cls(slots, dict(document["aliases"]), frozenset(document["filler"]))
+        return cls({slot: tuple(words) for slot, words in slots.items()}, dict(aliases), frozenset(filler or ()))
 
     def tokenize(self, prompt: str) -> tuple[int, int, int, int]:
         """One table row per slot, in the order of `SLOTS`; `NULL` for what the prompt does not say.
@@ -89,12 +97,13 @@ class TinyTextEncoder(nn.Module):
     Args:
         vocabulary: the words; slot s with n words needs a table of 1 + n rows.
         tables: float [1 + n, text_dim] per slot, under the slot's name.
+        where: their file, for messages.
 
     Raises:
         ShapeMismatchError: a table whose shape does not fit the vocabulary.
     """
 
-    def __init__(self, vocabulary: Vocabulary, tables: dict[str, Tensor]) -> None:
+    def __init__(self, vocabulary: Vocabulary, tables: dict[str, Tensor], where: object = "text tables") -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.text_dim = tables[SLOTS[0]].shape[1]
@@ -103,7 +112,7 @@ class TinyTextEncoder(nn.Module):
             if tuple(tables[slot].shape) != wanted:
                 raise ShapeMismatchError(
                     "a text table does not fit the vocabulary",
-                    where=slot,
+                    where=f"{where}: {slot}",
                     expected=wanted,
                     found=tuple(tables[slot].shape),
                 )
@@ -111,16 +120,29 @@ class TinyTextEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.bfloat16) -> TinyTextEncoder:
-        """Read `vocab.json` and `text_encoder.safetensors` from `folder`."""
-        tables = load_file(folder / "text_encoder.safetensors")
-        if set(tables) != set(SLOTS):
-            raise MalformedFileError(
-                "wrong tables",
-                where=folder / "text_encoder.safetensors",
-                expected=", ".join(SLOTS),
-                found=", ".join(sorted(tables)),
-            )
-        return cls(Vocabulary.load(folder / "vocab.json"), {slot: table.to(dtype) for slot, table in tables.items()})
+        """Read `vocab.json` and `text_encoder.safetensors` from `folder`.
+
+        Raises:
+            MalformedFileError, ShapeMismatchError, NonFiniteWeightError and what reading the two files raises
+        """
+        path = folder / "text_encoder.safetensors"
+        with SafetensorsFile(path) as file:
+            if set(file.tensors) != set(SLOTS):
+                raise MalformedFileError(
+                    "wrong tables", where=path, expected=", ".join(SLOTS), found=", ".join(sorted(file.tensors))
+                )
+            tables = {slot: file.read(slot) for slot in SLOTS}
+        for slot, table in tables.items():
+            if table.ndim != 2:
+                raise ShapeMismatchError(
+                    "a text table that is none",
+                    where=f"{path}: {slot}",
+                    expected="[words + 1, width]",
+                    found=list(table.shape),
+                )
+            to_finite_bf16(table, f"{path}: {slot}")
+        vocabulary = Vocabulary.load(folder / "vocab.json")
+        return cls(vocabulary, {slot: table.to(dtype) for slot, table in tables.items()}, path)
 
     @property
     def dtype(self) -> torch.dtype:

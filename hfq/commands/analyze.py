@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hfq.console import BarProgress, emit, json_option
+from hfq.console import BarProgress, allow_non_finite_option, emit, json_option
 
 __all__ = ["analyze_command"]
 
@@ -38,6 +38,7 @@ _COLUMNS = (
 )
 @click.option("--no-model-errors", is_flag=True, help="Do not run the model: no errors of whole blocks.")
 @click.option("-o", "--out", type=click.Path(), required=True, help="Folder to make.")
+@allow_non_finite_option
 @json_option
 def analyze_command(
     model: str,
@@ -47,6 +48,7 @@ def analyze_command(
     evaluation_prompts: str | None,
     no_model_errors: bool,
     out: str,
+    allow_non_finite: bool,
     as_json: bool,
 ) -> None:
     """Measure what a format does to every block and linear of MODEL, from the inputs that a calibration kept.
@@ -64,7 +66,10 @@ def analyze_command(
     from hfq.convert.prompts import read_prompts
 
     prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
-    with open_checkpoint(model, role=role) as checkpoint, load_calibration(calibration) as opened:
+    with (
+        open_checkpoint(model, role=role, allow_non_finite=allow_non_finite) as checkpoint,
+        load_calibration(calibration) as opened,
+    ):
         found = analyze(
             checkpoint,
             opened,

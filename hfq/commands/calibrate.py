@@ -121,7 +121,7 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
     progress = BarProgress()
     loaded = load_model(
         model, **place, device=given["device"], offload=given["offload"], dtype=dtype,
-        progress=progress,
+        progress=progress, allow_non_finite=given["allow_non_finite"],
     )  # fmt: skip
     calibration, cost = calibrate_model(
         loaded, prompts, str(out), settings, options, resume=given["resume"], progress=progress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hfq.console import BarProgress, emit, format_bytes, format_seconds, json_option
+from hfq.console import BarProgress, allow_non_finite_option, emit, format_bytes, format_seconds, json_option
 
 if TYPE_CHECKING:
     from hfq.convert.checkpoint import Checkpoint
@@ -38,12 +38,17 @@ __all__ = ["convert_command"]
     is_flag=True,
     help="Print the routing, the predicted size, memory and time; write nothing.",
 )
-@click.option("--no-file-hashes", is_flag=True, help="Do not hash the checkpoint's files (provenance lists none).")
+@click.option(
+    "--no-file-hashes",
+    is_flag=True,
+    help="Do not hash the checkpoint's files (provenance lists none), but for blobs of the Hub's cache.",
+)
 @click.option(
     "--trust-witness",
     is_flag=True,
     help="Do not hash files again that this machine has hashed before, unless they have changed since; recorded.",
 )
+@allow_non_finite_option
 @json_option
 def convert_command(
     model: str,
@@ -57,6 +62,7 @@ def convert_command(
     only_plan: bool,
     no_file_hashes: bool,
     trust_witness: bool,
+    allow_non_finite: bool,
     as_json: bool,
 ) -> None:
     """Quantize MODEL by a recipe into a delta: a small folder that restores the quantized model on top of MODEL.
@@ -75,7 +81,7 @@ def convert_command(
     from hfq.convert.prompts import read_prompts
 
     prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
-    with open_checkpoint(model, role=role) as checkpoint:
+    with open_checkpoint(model, role=role, allow_non_finite=allow_non_finite) as checkpoint:
         if only_plan:
             planned = dry_run(
                 checkpoint, recipe, calibration, BarProgress(), analysis=analysis, evaluation_prompts=prompts
@@ -123,5 +129,6 @@ def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint
     lines += error_lines(described["error"], fitted=described["fitted"])
     size, base = format_bytes(described["delta_bytes"]), format_bytes(described["base_bytes"])
     lines.append(f"size        {size} with all its documents, for a base of {base}")
-    lines.append(f"next        hfq verify {shlex.quote(str(out))} --base {shlex.quote(checkpoint.path)}")
+    allowed = " --allow-non-finite" if checkpoint.allow_non_finite else ""
+    lines.append(f"next        hfq verify {shlex.quote(str(out))} --base {shlex.quote(checkpoint.path)}{allowed}")
     return "\n".join(lines)

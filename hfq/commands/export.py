@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hfq.console import BarProgress, emit, format_bytes, format_seconds, json_option, note
+from hfq.console import BarProgress, allow_non_finite_option, emit, format_bytes, format_seconds, json_option, note
 from hfq.convert.graphs.scope import MODEL, Scope
 from hfq.paths import open_delta
 
@@ -50,6 +50,7 @@ def export_command() -> None:
 )
 @click.option("--inline", is_flag=True, help="Write the bodies of our ops into the graph: standard ops alone.")
 @click.option("--role", type=click.Choice(["high_noise", "low_noise", "single"]), help="Role of a bare file.")
+@allow_non_finite_option
 @json_option
 def export_onnx_command(
     delta: str,
@@ -63,6 +64,7 @@ def export_onnx_command(
     opset: str,
     inline: bool,
     role: str | None,
+    allow_non_finite: bool,
     as_json: bool,
 ) -> None:
     """Write a linear, a block or an expert of DELTA as an ONNX graph that a stock ONNX Runtime runs.
@@ -78,7 +80,10 @@ def export_onnx_command(
     from hfq.convert.graphs.export import export_onnx
 
     scope = _scope(site, block, whole)
-    with open_delta(delta) as opened, open_checkpoint(base, role=role) as checkpoint:
+    with (
+        open_delta(delta) as opened,
+        open_checkpoint(base, role=role, allow_non_finite=allow_non_finite) as checkpoint,
+    ):
         chosen = _expert(opened, expert or role)
         done = export_onnx(
             opened,

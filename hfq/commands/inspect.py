@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hfq.console import BarProgress, emit, format_bytes, json_option
+from hfq.console import BarProgress, allow_non_finite_option, emit, format_bytes, json_option
 
 __all__ = ["inspect_command"]
 
@@ -20,13 +20,18 @@ __all__ = ["inspect_command"]
     help="Which expert a bare file is; of a checkpoint with two experts, the one to look at.",
 )
 @click.option("--no-hash", is_flag=True, help="Read headers only: no digests, no roots, no file hashes.")
-@click.option("--no-file-hashes", is_flag=True, help="Do not hash the files as wholes: roots alone, no witnesses.")
+@click.option(
+    "--no-file-hashes",
+    is_flag=True,
+    help="Do not hash the files as wholes, but for blobs of the Hub's cache: roots alone, no witnesses.",
+)
 @click.option(
     "--trust-witness",
     is_flag=True,
     help="Believe what this machine found when it hashed these files, unless they have changed since.",
 )
 @click.option("--sites", "with_sites", is_flag=True, help="List every linear: the names that recipes match.")
+@allow_non_finite_option
 @json_option
 def inspect_command(
     path: str,
@@ -35,6 +40,7 @@ def inspect_command(
     no_file_hashes: bool,
     trust_witness: bool,
     with_sites: bool,
+    allow_non_finite: bool,
     as_json: bool,
 ) -> None:
     """Say what PATH is: a checkpoint (layout, experts, dtypes, sites, identity) or a delta (bits per weight).
@@ -51,7 +57,7 @@ def inspect_command(
     from hfq.convert.checkpoint import open_checkpoint
     from hfq.convert.inspect import inspect_checkpoint, list_sites
 
-    with open_checkpoint(path, role=role) as checkpoint:
+    with open_checkpoint(path, role=role, allow_non_finite=allow_non_finite) as checkpoint:
         document = inspect_checkpoint(
             checkpoint,
             identity=not no_hash,

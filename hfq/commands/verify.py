@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hfq.console import BarProgress, emit, json_option, json_text
+from hfq.console import BarProgress, allow_non_finite_option, emit, json_option, json_text
 from hfq.paths import open_delta
 from hfq.schema.atomic import write_file
 from hfq.schema.errors import CalibrationBaseError, OutputExistsError, UsageError
@@ -38,6 +38,7 @@ __all__ = ["verify_command"]
     is_flag=True,
     help="Do not hash files of the base again that this machine has hashed before, unless they have changed since.",
 )
+@allow_non_finite_option
 @json_option
 def verify_command(
     delta: str,
@@ -48,6 +49,7 @@ def verify_command(
     calibration: str | None,
     out: str | None,
     trust_witness: bool,
+    allow_non_finite: bool,
     as_json: bool,
 ) -> None:
     """Restore every quantized linear of DELTA from the base and compare every digest.
@@ -64,7 +66,7 @@ def verify_command(
     path = _checked_out(onnx, calibration, out)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_delta(delta))
-        checkpoint = stack.enter_context(open_checkpoint(base, role=role))
+        checkpoint = stack.enter_context(open_checkpoint(base, role=role, allow_non_finite=allow_non_finite))
         only = expert or (role if role in opened.roles else None)
         # A graph that is not there is known before the base is read.
         graphs = None if not onnx else _exported(onnx)

@@ -225,8 +225,9 @@ def _errors(report: Mapping[str, Any] | None) -> str:
         return "This delta has no `report.json`."
     rows = []
     for role, expert in sorted(report["experts"].items()):
-        worst = max(expert["sites"].items(), key=lambda item: (item[1]["weight_nmse"], item[0]), default=None)
-        worst_text = f"`{worst[0]}` {worst[1]['weight_nmse']:.2e}" if worst else "none"
+        known = [(entry["weight_nmse"], site) for site, entry in expert["sites"].items()]
+        worst = max((pair for pair in known if pair[0] is not None), default=None)
+        worst_text = f"`{worst[1]}` {worst[0]:.2e}" if worst else "none"
         rows.append((role, _nmse(expert["weight_nmse"]), _nmse(expert["output_nmse"]), worst_text))
     experts = table(("expert", "weights", "outputs of linears", "worst weight"), rows)
     warnings = "".join(f"\n- {plain(text)}" for text in report["warnings"])

@@ -29,6 +29,7 @@ from .general import (
     UnknownSchemaVersionError,
     UnreadableFileError,
     UsageError,
+    is_out_of_memory,
 )
 from .graphs import (
     ExternalDataError,
@@ -46,6 +47,7 @@ from .graphs import (
 )
 from .models import (
     AnalysisBaseError,
+    BlobDigestError,
     CalibrationBaseError,
     CalibrationMergeError,
     CalibrationRangeError,
@@ -68,12 +70,14 @@ from .models import (
     StageOrderError,
     TooFewRowsError,
     UnexpectedTensorError,
+    UnfinishedDownloadError,
     UnknownLayoutError,
     UnknownWordError,
     UnmatchedRuleError,
     UnroutedSiteError,
     UnsupportedDtypeError,
     UnsupportedModelError,
+    WrappedNameError,
     WrongBaseError,
     WrongIdError,
     WrongRoleError,
@@ -127,6 +131,7 @@ __all__ = [
     "AmbiguousIdError",
     "AmbiguousScoresError",
     "AnalysisBaseError",
+    "BlobDigestError",
     "CalibrationBaseError",
     "CalibrationMergeError",
     "CalibrationRangeError",
@@ -209,6 +214,7 @@ __all__ = [
     "TrailingBytesError",
     "TruncatedFileError",
     "UnexpectedTensorError",
+    "UnfinishedDownloadError",
     "UnknownIdError",
     "UnknownLayoutError",
     "UnknownMetricError",
@@ -223,7 +229,9 @@ __all__ = [
     "UnsupportedDtypeError",
     "UnsupportedModelError",
     "UsageError",
+    "WrappedNameError",
     "WrongBaseError",
     "WrongIdError",
     "WrongRoleError",
+    "is_out_of_memory",
 ]

@@ -25,6 +25,7 @@ __all__ = [
     "UnknownSchemaVersionError",
     "UnreadableFileError",
     "UsageError",
+    "is_out_of_memory",
 ]
 
 
@@ -210,3 +211,10 @@ class InterruptedRunError(HfqError):
 
     code = "interrupted"
     exit_code = 130
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception of any library says that there is no more memory: torch has a class for devices alone; on a
+    CPU, and for threads, only the words say it."""
+    words = ("can't allocate memory", "out of memory", "can't start new thread")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))

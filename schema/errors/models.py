@@ -6,6 +6,7 @@ from .general import DigestMismatchError, HfqError, MalformedFileError
 
 __all__ = [
     "AnalysisBaseError",
+    "BlobDigestError",
     "CalibrationBaseError",
     "CalibrationMergeError",
     "CalibrationRangeError",
@@ -28,12 +29,14 @@ __all__ = [
     "StageOrderError",
     "TooFewRowsError",
     "UnexpectedTensorError",
+    "UnfinishedDownloadError",
     "UnknownLayoutError",
     "UnknownWordError",
     "UnmatchedRuleError",
     "UnroutedSiteError",
     "UnsupportedDtypeError",
     "UnsupportedModelError",
+    "WrappedNameError",
     "WrongBaseError",
     "WrongIdError",
     "WrongRoleError",
@@ -62,6 +65,24 @@ class UnknownLayoutError(HfqError):
     """Tensor names that belong to no known Wan layout."""
 
     code = "unknown-layout"
+
+
+class WrappedNameError(UnknownLayoutError):
+    """Tensor names with the name of a wrapper (a compiler, a sharding, an adapter) inside them."""
+
+    code = "wrapped-names"
+
+
+class UnfinishedDownloadError(HfqError):
+    """A file of a checkpoint beside the mark that its download has not ended."""
+
+    code = "unfinished-download"
+
+
+class BlobDigestError(DigestMismatchError):
+    """A file in the Hub's cache whose content is not that of the digest in its name."""
+
+    code = "blob-digest"
 
 
 class MissingTensorError(HfqError):
@@ -95,7 +116,7 @@ class IndexMismatchError(MalformedFileError):
 
 
 class NonFiniteWeightError(HfqError):
-    """NaN or infinity in a weight that would be quantized."""
+    """NaN or infinity in a base, or a number that BF16 or a weight's format makes infinite."""
 
     code = "non-finite"
 

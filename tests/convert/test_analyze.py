@@ -265,7 +265,7 @@ def test_damaged_statistics_and_weights_are_refused(small_base: Path, small_cali
     with hfq.open_checkpoint(broken) as checkpoint:
         calibration = write_calibration(tmp_path / "of-broken", checkpoint)
     message = refused(NonFiniteWeightError, broken, calibration, tmp_path / "out")
-    assert "low_noise blocks.1.ffn.0" in message
+    assert "low_noise_model/diffusion_pytorch_model.safetensors: blocks.1.ffn.0.weight" in message
     assert "[3, 5]" in message
 
 

@@ -198,15 +198,6 @@ def test_nan_in_a_weight_to_be_quantized_is_refused_and_nothing_is_left(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "cal"]
 
 
-def test_nan_in_a_kept_tensor_is_a_warning(tmp_path: Path) -> None:
-    path = write_base(tmp_path / "base", change=damage("head.head.weight", float("inf")))
-    notes = Notes()
-    convert(path, "rtn-hif4", tmp_path / "delta", progress=notes)
-    assert [note for note in notes.notes if "high_noise head.head.weight" in note and "warning" in note]
-    with hfq.load_delta(tmp_path / "delta") as delta, hfq.open_checkpoint(path) as checkpoint:
-        assert hfq.verify(delta, checkpoint).ok
-
-
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling link", "unfinished", "no parent"])
 def test_an_output_that_is_in_the_way(kind: str, small_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "delta"

@@ -24,6 +24,7 @@ from synthetic import (
 
 from hfq.convert.checkpoint import open_checkpoint, parse_model
 from hfq.convert.derive import derive_architecture
+from hfq.convert.role_names import roles_in
 from hfq.schema.errors import (
     ConfigMismatchError,
     MissingPathError,
@@ -85,8 +86,8 @@ def test_a_pipeline_says_the_role(tmp_path: Path) -> None:
     [
         ("wan2.2_t2v_high_noise_14B_fp16", "high_noise"), ("wan2.2_t2v_low_noise_14B_bf16", "low_noise"),
         ("Wan2_2-T2V-A14B-HighNoise", "high_noise"), ("wan22-low-noise", "low_noise"), ("LOWNOISE", "low_noise"),
-        ("wan_high_quality", None), ("wan_A14B_HIGH", None), ("high_noise_and_low_noise", None), ("denoise", None),
-        ("slow_noise", None), ("high_noises", None), ("model", None),
+        ("wan_high_quality", None), ("wan_A14B_HIGH", "high_noise"), ("high_noise_and_low_noise", None),
+        ("denoise", None), ("slow_noise", None), ("high_noises", None), ("model", None),
     ],
 )  # fmt: skip
 def test_a_file_name_says_the_role_or_nothing(name: str, role: str | None, tmp_path: Path) -> None:
@@ -242,3 +243,73 @@ def test_only_a_released_folder_name_speaks_for_a_file_inside(tmp_path: Path) ->
 def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFileError):
         open_checkpoint(tmp_path / ("n" * 300))
+
+
+HIGH = (
+    "Wan2_2-T2V-A14B-HighNoise_xx", "Wan2_2-I2V-A14B-HIGH_bf16", "Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn_scaled_KJ",
+    "I2V_high", "smoothMixWan22I2VT2V_i2vHigh", "smoothMix_t2vHighV20", "wan22I2VA14BHighNoise", "WanHighNoiseModel",
+    "HIGH", "wan22-i2v-high-14B-fp16", "wan2.2_i2v_high", "Wan22HighNoise", "HIGHNoise", "high-noise-v2",
+    "High Noise", "t2v14bhigh", "wan22_high_noise_low_vram", "high_noise_low_res", "Wan2.1_high_noise",
+    "Wan2.2-High (1)", "high_00001-of-00002",
+)  # fmt: skip
+NEITHER = (
+    "wan_high_quality", "WanHighQuality", "wan22_highres", "lowvram", "LowVram_wan", "wan_low_vram_bf16",
+    "quality-high", "wan_lowrank_16", "low_rank", "high_motion", "wan22_HighDetail", "slow", "SLOW", "Flow_noise",
+    "flowNoise", "glowNoise", "thigh", "yellow", "Below", "wan_high_4bit", "high-fps", "ultra_high", "wan21_HIGH",
+    "Wan2.1-T2V-14B-HIGH", "wan2.2_ti2v_5B_high", "highlow", "wan22", "denoise", "lower_noise", "highest_noise",
+    "HIGHER", "", "wan_resolution_low",
+)  # fmt: skip
+BOTH = (
+    "wan22_HIGH_LOW", "high-and-low-noise_high_noise", "HighNoise_LowNoise", "low_noise_HIGH_fp16", "I2V_high_i2v_low",
+    "LOW_vs_HIGH", "WanHighNoiseLowNoise",
+)  # fmt: skip
+
+
+def lowered(name: str) -> str:
+    """The same name of the other expert."""
+    for word, other in (("High", "Low"), ("HIGH", "LOW"), ("high", "low")):
+        name = name.replace(word, f"<{other}>") if "low_" not in name else name
+    return name.replace("<", "").replace(">", "")
+
+
+@pytest.mark.parametrize("name", HIGH)
+@pytest.mark.parametrize("suffix", ["", ".safetensors"])
+def test_names_that_users_files_have(name: str, suffix: str) -> None:
+    assert roles_in(name + suffix) == {"high_noise"}
+    if "low_" not in name:
+        assert roles_in(lowered(name) + suffix) == {"low_noise"}
+
+
+@pytest.mark.parametrize("name", NEITHER)
+def test_a_name_that_could_mean_something_else_says_nothing(name: str) -> None:
+    assert roles_in(f"{name}.safetensors") == frozenset()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_name_that_says_both_is_asked_about(name: str, tmp_path: Path) -> None:
+    assert roles_in(name) == {"high_noise", "low_noise"}
+    (file,) = write_expert(tmp_path / "x", tiny().tensors(), stem=name)
+    with pytest.raises(MissingRoleError, match="says both"):
+        open_checkpoint(file)
+    (file,) = write_expert(tmp_path / name, tiny().tensors())
+    with pytest.raises(MissingRoleError, match="says both"):
+        open_checkpoint(file.parent)
+    assert roles_of(file.parent, role="low_noise") == {"low_noise": "--role"}
+
+
+def test_a_folder_and_a_file_that_contradict_each_other_are_asked_about(tmp_path: Path) -> None:
+    (file,) = write_expert(tmp_path / "high_noise_model", tiny().tensors(), stem="wan_low_noise")
+    (other,) = write_expert(tmp_path / "my-HIGH", tiny().tensors(), stem="wan22LowNoise")
+    for place in (file, file.parent, other.parent):
+        with pytest.raises(MissingRoleError, match=r"found folder .*, but file .*[lL]ow"):
+            open_checkpoint(place)
+        assert list(roles_of(place, role="low_noise")) == ["low_noise"]
+    assert roles_of(other) == {"low_noise": "file name"}  # a single file may lie in a folder of any name
+
+
+def test_files_named_in_camel_case_are_a_pair_and_shards_have_a_role(tmp_path: Path) -> None:
+    for stem, role in (("Wan2_2-T2V-A14B-HIGH_bf16", "high_noise"), ("Wan2_2-T2V-A14B-LOW_bf16", "low_noise")):
+        write_expert(tmp_path / "pair", tiny().tensors(), role=role, stem=stem)
+    assert roles_of(tmp_path / "pair") == {"high_noise": "file name", "low_noise": "file name"}
+    write_expert(tmp_path / "x", tiny().tensors(), stem="wanLowNoise", shards=2)
+    assert roles_of(tmp_path / "x") == {"low_noise": "file name"}

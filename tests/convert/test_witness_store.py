@@ -88,7 +88,7 @@ def test_a_copy_is_another_file(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda record: record.update(version="hfq.witness/2"),
+        lambda record: record.update(version="hfq.witness/1"),
         lambda record: record.update(machine="elsewhere"),
         lambda record: record.update(sha256="0" * 63),
         lambda record: record.update(sha256=None),
@@ -96,6 +96,8 @@ def test_a_copy_is_another_file(base: Path, tmp_path: Path) -> None:
         lambda record: record["tensors"].popitem(),
         lambda record: record["tensors"].update({name: ["x"] for name in record["tensors"]}),
         lambda record: record.update(tensors=[]),
+        lambda record: record.pop("non_finite"),
+        lambda record: record.update(non_finite={name: {} for name in record["tensors"]}),
         lambda record: record.clear(),
     ],
 )
