@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final, Protocol
 
-__all__ = ["FileWitness", "Identity", "TensorDigest", "bf16_root_of", "exact_root_of", "shape_text"]
+__all__ = ["SAME_WEIGHTS", "FileWitness", "Identity", "TensorDigest", "bf16_root_of", "exact_root_of", "same_weights",
+           "shape_text"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,17 @@ class Identity:
         return cls(bf16, exact, ordered)
 
 
+class KnownRoot(Protocol):
+    """An expert, as far as its identity is known."""
+
+    @property
+    def known_root(self) -> str | None:
+        """Its bf16 root, None while nobody has read it."""
+
+
+SAME_WEIGHTS: Final = "both experts hold the same weights: one of them was probably downloaded twice"
+
+
 def shape_text(shape: tuple[int, ...]) -> str:
     """`5120,5120`; the empty string for a scalar."""
     return ",".join(str(extent) for extent in shape)
@@ -72,3 +85,9 @@ def exact_root_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> s
 
 def _root(lines: Iterable[str]) -> str:
     return hashlib.sha256(b"\n".join(sorted(line.encode() for line in lines))).hexdigest()
+
+
+def same_weights(experts: Mapping[str, KnownRoot]) -> list[str]:
+    """A warning, in a list, when two experts are known to hold the same weights; nothing is read."""
+    roots = [expert.known_root for expert in experts.values()]
+    return [SAME_WEIGHTS] if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1] else []

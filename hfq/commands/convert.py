@@ -73,7 +73,10 @@ def convert_command(
     from hfq.convert.delta_inspect import describe_delta
     from hfq.convert.dry_run import dry_run
     from hfq.convert.prompts import read_prompts
+    from hfq.schema.atomic import refuse_existing
 
+    if out is not None:
+        refuse_existing(Path(out), resume=resume)
     prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
     with open_checkpoint(model, role=role) as checkpoint:
         if only_plan:
@@ -102,9 +105,10 @@ def convert_command(
 
 
 def _plan_text(planned: dict[str, Any]) -> str:
-    from hfq.convert.delta_inspect import routing_lines
+    from hfq.convert.delta_inspect import rounded_lines, routing_lines, sparse_lines
 
     lines = [f"recipe      {planned['recipe']}", *routing_lines(planned["routing"])]
+    lines += [*sparse_lines(planned["sparse"]), *rounded_lines(planned["rounded"])]
     lines.append(
         f"delta       about {format_bytes(planned['delta_bytes'])} ({format_bytes(planned['base_bytes'])} base)"
     )
@@ -115,12 +119,23 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint, out: Path) -> str:
-    from hfq.convert.delta_inspect import clip_lines, error_lines, routing_lines, short_id
+    from hfq.convert.delta_inspect import (
+        bits_lines,
+        clip_lines,
+        error_lines,
+        rounded_lines,
+        routing_lines,
+        short_id,
+        sparse_lines,
+    )
 
     lines = [f"delta       {short_id(delta.id)}  in {out}", f"recipe      {delta.recipe.name}"]
     lines += routing_lines(described["routing"])
     lines += clip_lines(described["clip"])
-    lines += error_lines(described["error"], fitted=described["fitted"])
+    lines += sparse_lines(described["sparse"])
+    lines += rounded_lines({role: len(sites) for role, sites in described["rounded"].items()})
+    lines += bits_lines(described)
+    lines += error_lines(described)
     size, base = format_bytes(described["delta_bytes"]), format_bytes(described["base_bytes"])
     lines.append(f"size        {size} with all its documents, for a base of {base}")
     lines.append(f"next        hfq verify {shlex.quote(str(out))} --base {shlex.quote(checkpoint.path)}")
