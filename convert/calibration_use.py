@@ -230,9 +230,10 @@ class _Findings:
         """One line per expert where gptq has few rows."""
         for role, few in self._few.items():
             rounded = sum(found == role for found, _ in self.rounded)
-            left = f"; {rounded} of them are rounded plainly" if rounded else ""
+            tried = sum(found == role for found, _ in self.tried)
             yield (
                 f"{role}: gptq has fewer different input rows than channels in {len(few)} linears ({min(few)[1]} "
-                f"channels){left}; keep more (--keep-inputs), or calibrate more prompts where a prompt has no more, as "
-                "for cross_attn.k and v"
+                f"channels); {rounded} linears are rounded plainly, {tried} where that does better on rows left out; "
+                "keep more (--keep-inputs), or calibrate more prompts where a prompt has no more, as for cross_attn.k "
+                "and v"
             )

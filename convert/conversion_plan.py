@@ -157,7 +157,8 @@ def _say_what_measures(recipe: Recipe, use: CalibrationUse, progress: Progress) 
         return
     if use.measured:
         progress.note(
-            f"the recipe {recipe.name} needs no calibration; the given one measures outputs and decides nothing"
+            f"the recipe {recipe.name} needs no calibration; the given one is ignored for the delta and used for "
+            "measuring alone"
         )
     else:
         progress.note(
