@@ -160,7 +160,7 @@ class Conversion:
         headrooms = self._choose_headrooms()
         document = self._document(identities, state, headrooms)
         validate(document, "ptq-state", DOCUMENT)
-        warnings = [*self._plan.warnings, *same_weights(self._checkpoint.experts)]
+        warnings = [*self._plan.warnings, *same_weights(identity.bf16_root for identity in identities.values())]
         for warning in warnings[len(self._plan.warnings) :]:
             self._progress.note(f"warning: {warning}")
         errors: dict[str, dict[str, Any]] = {role: {} for role in self._plan.routes}

@@ -12,7 +12,7 @@ from typing import Any
 from hfq.schema.documents import read_document
 
 from .delta import REPORT, STATE, Delta, load_delta
-from .identity import SAME_WEIGHTS
+from .identity import same_weights
 from .routing import Route
 from .site_error import block_of
 from .weight_counts import count_bits
@@ -106,8 +106,8 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
             "kept": len(delta.routes[role]) - len(elements),
             "quantized_weights": sum(elements),
         }
-    if len({delta.root(role) for role in delta.roles}) < len(delta.roles) and SAME_WEIGHTS not in warnings:
-        warnings.append(SAME_WEIGHTS)
+    # Deltas of before say nothing of it themselves.
+    warnings += [text for text in same_weights(map(delta.root, delta.roles)) if text not in warnings]
     bits = count_bits(delta.document)
     state_bytes = os.path.getsize(delta.path / STATE)
     base_bytes = sum(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 __all__ = ["SAME_WEIGHTS", "FileWitness", "Identity", "TensorDigest", "bf16_root_of", "exact_root_of", "same_weights",
            "shape_text"]  # fmt: skip
@@ -57,14 +57,6 @@ class Identity:
         return cls(bf16, exact, ordered)
 
 
-class KnownRoot(Protocol):
-    """An expert, as far as its identity is known."""
-
-    @property
-    def known_root(self) -> str | None:
-        """Its bf16 root, None while nobody has read it."""
-
-
 SAME_WEIGHTS: Final = "both experts hold the same weights: one of them was probably downloaded twice"
 
 
@@ -87,7 +79,8 @@ def _root(lines: Iterable[str]) -> str:
     return hashlib.sha256(b"\n".join(sorted(line.encode() for line in lines))).hexdigest()
 
 
-def same_weights(experts: Mapping[str, KnownRoot]) -> list[str]:
-    """A warning, in a list, when two experts are known to hold the same weights; nothing is read."""
-    roots = [expert.known_root for expert in experts.values()]
-    return [SAME_WEIGHTS] if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1] else []
+def same_weights(roots: Iterable[str | None]) -> list[str]:
+    """A warning, in a list, when two experts hold the same weights. `roots` are their bf16 roots, None where nobody has
+    read the expert."""
+    found = list(roots)
+    return [SAME_WEIGHTS] if len(found) == 2 and found[0] is not None and found[0] == found[1] else []

@@ -114,7 +114,7 @@ def _warnings(checkpoint: Checkpoint, experts: dict[str, Any]) -> list[str]:
                 f"{role} holds F16: rounding to F16 changed the weights, so this is another base than the F32 or BF16 "
                 "release, and deltas made for that one are refused"
             )
-    warnings += same_weights(checkpoint.experts)
+    warnings += same_weights(document.get("bf16_root") for document in experts.values())
     if not checkpoint.architecture.heads_known:
         heads = checkpoint.architecture.num_heads
         warnings.append(

@@ -20,9 +20,11 @@ _LEAST_SHARE: Final = 0.5
 _KEPT_BITS: Final = 16
 
 
-def keep_warnings(routes: Mapping[str, Mapping[str, Route]], sites: Mapping[str, Mapping[str, Site]]) -> Iterator[str]:
+def keep_warnings(
+    recipe: Recipe, routes: Mapping[str, Mapping[str, Route]], sites: Mapping[str, Mapping[str, Site]]
+) -> Iterator[str]:
     """One line per expert of whose blocks more weights are kept than quantized, or one for a recipe that quantizes
-    nothing at all.
+    nothing at all. An expert for which the recipe has no rule that quantizes is kept on purpose.
 
     Args:
         routes: role -> site -> route.
@@ -32,6 +34,8 @@ def keep_warnings(routes: Mapping[str, Mapping[str, Route]], sites: Mapping[str,
         yield "the recipe quantizes no linear of this model: the delta will be the base itself"
         return
     for role, found in routes.items():
+        if not any(rule["to"] == "quantize" and rule.get("expert") in (None, role) for rule in recipe.rules):
+            continue
         inside = {name: route for name, route in found.items() if block_of(name) != "outside"}
         quantized = [name for name, route in inside.items() if route.to == "quantize"]
         share = _weights(sites[role], quantized) / max(1, _weights(sites[role], inside))
