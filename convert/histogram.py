@@ -186,4 +186,4 @@ class Histogram:
 
     def bottom(self) -> Tensor:
         """float64 [channels]: where the bottom bin ends; 0 for a channel of nothing but zeros."""
-        return torch.exp2(self.top.double() - (OCTAVES - 1))
+        return torch.where(self.top == NO_OCTAVE, 0.0, torch.exp2(self.top.double() - (OCTAVES - 1)))
