@@ -2,12 +2,12 @@
 
     hfq calibrate MODEL --prompts A --keep-inputs 1024 -o fit
     hfq calibrate MODEL --prompts B --keep-inputs 512 -o other
-    python benchmarks/few_rows.py MODEL fit other
+    python benchmarks/few_rows.py MODEL fit other [BLOCK ...]
 
-For every linear of the blocks: squared error of its output on the rows of `other`, GPTQ over plain rounding, both after
-the same max mask. Above 1 GPTQ does worse than rounding. One column per number of rows, as a part of the width; below
-it the share of linears that lose and the worst of them. `tried` are the same codes where trying them on rows left out
-says so, and rounding elsewhere: what a recipe without `few_rows` does.
+For every linear of the blocks (of those named): squared error of its output on the rows of `other`, GPTQ over plain
+rounding, both after the same max mask. Above 1 GPTQ does worse than rounding. One column per number of rows, as a part
+of the width, with the mean and the worst ratio and the share of linears that lose. `tried` are the same codes where
+trying them on rows left out says so, and rounding elsewhere: what a recipe without `few_rows` does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hfq.convert.group_statistics import GroupStatistics, different_rows, row_nu
 from hfq.convert.recipe import Recipe
 from hfq.convert.restore import RestoredSite, restore_weight
 from hfq.convert.site_conversion import convert_site
-from hfq.convert.site_error import measure_site
+from hfq.convert.site_error import block_of, measure_site
 from hfq.convert.site_ops import read_ops
 
 PARTS: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 1.5, 2.0, 4.0)
@@ -73,13 +73,15 @@ def error_of(site: Site, weight: Tensor, recipe: Recipe, statistics: GroupStatis
     return float(error["output_error"] / error["output_power"])
 
 
-def main(model: str, fit: str, other: str) -> None:
-    """Print the table."""
+def main(model: str, fit: str, other: str, *blocks: str) -> None:
+    """Print the table, of all blocks or of those with these names (`blocks.3`)."""
     torch.set_num_threads(1)
     ratios: dict[tuple[str, float], list[float]] = {}
     with hfq.open_checkpoint(model) as checkpoint, hfq.load_calibration(fit) as a, hfq.load_calibration(other) as b:
         for role, expert in checkpoint.experts.items():
-            for site in (site for site in expert.sites if site.in_block):
+            for site in expert.sites:
+                if not site.in_block or (blocks and block_of(site.name) not in blocks):
+                    continue
                 weight, statistics = expert.read_bf16(f"{site.name}.weight"), a.read(role, site.input_group)
                 rows = b.read(role, site.input_group).pooled_inputs()
                 plain = error_of(site, weight, RECIPES["rounding"], statistics, rows)

@@ -20,7 +20,11 @@ __all__ = ["convert_command"]
 @click.command("convert")
 @click.argument("model")
 @click.option("--recipe", required=True, help="Preset name (see `hfq recipes`) or a TOML or JSON file.")
-@click.option("--calibration", type=click.Path(), help="Calibration folder, from `hfq calibrate`.")
+@click.option(
+    "--calibration",
+    type=click.Path(),
+    help="Calibration folder, from `hfq calibrate`; where the recipe needs none, its kept inputs measure outputs.",
+)
 @click.option(
     "--analysis", type=click.Path(), help="From `hfq analyze`: analysis.json or its folder, to select blocks by score."
 )
@@ -36,7 +40,8 @@ __all__ = ["convert_command"]
     "--dry-run",
     "only_plan",
     is_flag=True,
-    help="Print the routing, the predicted size, memory and time; write nothing.",
+    help="Print the routing, warnings, the predicted size, memory and time; write nothing. Ends as a conversion would "
+    "where recipe, calibration or output do not fit.",
 )
 @click.option("--no-file-hashes", is_flag=True, help="Do not hash the checkpoint's files (provenance lists none).")
 @click.option(
