@@ -23,6 +23,7 @@ from .calibration import Calibration, load_calibration
 from .checkpoint import Checkpoint
 from .expert import Expert
 from .expert_analysis import ExpertAnalysis, Formats
+from .identity import same_weights
 from .model_analysis import analyze_model, obstacle
 from .progress import Progress, Silent
 from .prompts import Prompt
@@ -146,6 +147,8 @@ def _document(
         model, skipped = _model(expert, calibration, formats, model_errors, progress)
         found |= {"model": model, "model_skipped": skipped}
         experts[role] = {**found, "scores": scores_of(found)}
+    for warning in same_weights(roots.values()):
+        progress.note(f"warning: {warning}")
     document: dict[str, Any] = {
         "schema": "hfq.analysis/1",
         "numerics": NUMERICS,

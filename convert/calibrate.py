@@ -32,6 +32,7 @@ from .generation import (
     scheduler_for,
 )
 from .histogram import BINS_PER_OCTAVE, COUNT_LIMIT, OCTAVES
+from .identity import same_weights
 from .keymap import to_diffusers
 from .pipeline_plan import ModelPlan
 from .pipelines import LoadedModel, adopt_pipeline, load_model
@@ -110,6 +111,8 @@ def calibrate(
         )  # fmt: skip
     else:
         model = adopt_pipeline(source, allow_non_finite=allow_non_finite)
+        for warning in same_weights(identity.bf16_root for identity in model.identities.values()):
+            (progress or Silent()).note(f"warning: {warning}")
     changes = {name: value for name, value in settings.items() if name in GenerationSettings.__dataclass_fields__}
     generation = replace(model.defaults, **changes)
     return calibrate_model(model, listed, out, generation, options, resume=resume, progress=progress)[0]

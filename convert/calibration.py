@@ -13,6 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+import torch
+from torch import Tensor
+
 from hfq.schema.documents import read_document
 from hfq.schema.errors import (
     CalibrationBaseError,
@@ -27,6 +30,7 @@ from .calibration_layout import CallPlan, GroupPlan, plan_calls, plan_groups
 from .group_statistics import GroupStatistics, check_values
 from .kept_calls import Inputs, ModelCall, check_inputs, prompt_key
 from .safetensors_file import SafetensorsFile
+from .site_output import even_indices
 
 __all__ = ["DOCUMENT", "PARTS", "STATISTICS", "Calibration", "GroupStatistics", "file_sha256", "load_calibration"]
 
@@ -103,6 +107,23 @@ class Calibration:
         statistics = plan.gather({entry.name: self._file.read(entry.name) for entry in plan.tensors()})
         check_values(statistics, f"{self.path / STATISTICS}: {role} {group}")
         return statistics
+
+    def sample_inputs(self, role: str, group: str, rows: int) -> Tensor:
+        """At most `rows` of the kept rows of one input group, evenly spaced over all timestep bins, BF16 [n, channels];
+        one bin is in memory at a time.
+
+        Raises:
+            MissingTensorError: the calibration has no such group.
+        """
+        plan = self.plan(role, group)
+        indices = even_indices(sum(plan.rows.values()), rows)
+        parts, begin = [], 0
+        for index, count in plan.rows.items():
+            chosen = indices[(indices >= begin) & (indices < begin + count)] - begin
+            if len(chosen):
+                parts.append(self._file.read(f"{role}/{group}/inputs/bin{index}")[chosen])
+            begin += count
+        return torch.cat(parts)
 
     def call_plans(self, role: str) -> Sequence[CallPlan]:
         """The kept calls of an expert, from document and header alone; none when the calibration kept none."""

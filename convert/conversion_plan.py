@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from hfq.schema.errors import MissingCalibrationError, TooFewRowsError
+from hfq.schema.errors import MissingCalibrationError
 from hfq.schema.version import VERSION
 
 from .analyze import Analysis, load_analysis
 from .architecture import Site
 from .calibration import Calibration, load_calibration
+from .calibration_use import CalibrationUse, StagedSite, use_calibration
 from .checkpoint import Checkpoint
 from .plain_site import PlainSite
 from .progress import Progress
@@ -22,13 +23,17 @@ from .recipe import Recipe, load_recipe, preset_names
 from .routing import Route, route_sites, stages_for
 from .selection import Ranking, Selection, select_blocks
 from .site_costs import site_bytes
-from .stage_rules import NEEDS_CALIBRATION, NEEDS_INPUTS, check_width
+from .stage_rules import check_width
+from .weight_counts import keep_warnings
 from .weights import NUMERICS
 
-__all__ = ["STATISTICS_HELD", "Plan", "journal_inputs", "plan_conversion"]
+__all__ = ["SAMPLES_HELD", "STATISTICS_HELD", "Plan", "journal_inputs", "plan_conversion"]
 
 STATISTICS_HELD: Final = 2
 """Input groups: sites that stand together in a file share a few."""
+
+SAMPLES_HELD: Final = 8
+"""Input groups whose rows for measuring are held: a block's, 7 MB each at most."""
 
 # The process itself, statistics and the weights on their way take the rest of what DESIGN allows.
 _WORKING_BYTES: Final = 900_000_000
@@ -43,9 +48,7 @@ class Plan:
         recipe: normalised.
         routes: role -> site -> route.
         sites: role -> site name -> Site.
-        calibration: None when the recipe needs none.
-        calibrated: experts whose statistics are used.
-        edges: role -> timestep edges of the expert's bins, of the calibration.
+        use: what is taken from the calibration.
         warnings: what the report repeats, one line each.
         selection: what the recipe's select rules chose.
         ranking: the scores that they chose by; None when none does.
@@ -55,13 +58,16 @@ class Plan:
     recipe: Recipe
     routes: dict[str, dict[str, Route]]
     sites: dict[str, dict[str, Site]]
-    calibration: Calibration | None
-    calibrated: frozenset[str]
-    edges: dict[str, tuple[float, float]]
+    use: CalibrationUse
     warnings: list[str]
     selection: Selection
     ranking: Ranking | None
     evaluation: dict[str, Any] | None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration that decides; None when the recipe needs none."""
+        return self.use.calibration if self.use.needed else None
 
     @property
     def memory_bytes(self) -> int:
@@ -69,6 +75,11 @@ class Plan:
         with gptq or lowrank under 6 GB."""
         factors = any(stage["kind"] in ("gptq", "lowrank") for stage in self.recipe.document["stage"])
         return _FACTORING_BYTES if factors else _WORKING_BYTES
+
+    def stages(self, role: str, site: str) -> list[Mapping[str, Any]]:
+        """The stages that a quantized site is expected to go through: without `gptq` where too few rows differ."""
+        found = stages_for(self.recipe, role, site)
+        return [stage for stage in found if stage["kind"] != "gptq"] if (role, site) in self.use.rounded else found
 
     def is_quantized(self, role: str, tensor: str) -> bool:
         """Whether a tensor is the weight of a site that is quantized."""
@@ -87,7 +98,7 @@ class Plan:
         found = {}
         for name, site in self.sites[role].items():
             if self.needs_whole(role, f"{name}.weight"):
-                found[f"{name}.weight"] = site_bytes(stages_for(self.recipe, role, name), site)
+                found[f"{name}.weight"] = site_bytes(self.stages(role, name), site)
         return found
 
     def check_root(self, role: str, root: str) -> None:
@@ -109,55 +120,51 @@ def plan_conversion(
     analysis: str | os.PathLike[str] | Analysis | None = None,
     evaluation_prompts: Sequence[Prompt] | None = None,
 ) -> Plan:
-    """Check everything that can be checked without reading weights.
+    """Check everything that can be checked without reading the large weights.
 
     Raises:
         RecipeError and subclasses, MissingAnalysisError, AnalysisBaseError, WrongRoleError, MissingCalibrationError,
-        CalibrationBaseError, DigestMismatchError, TooFewRowsError
+        and what `use_calibration` raises
     """
     loaded = load_recipe(recipe)
     sites = {role: {site.name: site for site in expert.sites} for role, expert in checkpoint.experts.items()}
     ranking = _read_ranking(loaded, analysis, progress)
     selection = select_blocks(loaded, sites, ranking)
     routes = route_sites(loaded, sites, selection)
-    warnings = []
-    if not any(route.to == "quantize" for found in routes.values() for route in found.values()):
-        warnings.append("the recipe quantizes no linear of this model: the delta will be the base itself")
-    for role, site, stages in _staged(loaded, routes, sites):
+    staged = list(_staged(loaded, routes, sites))
+    for role, site, stages in staged:
         check_width(stages, site.in_features, site.out_features, f"recipe {loaded.name}: {role} {site.name}")
     if loaded.name in preset_names() and loaded.digest != load_recipe(loaded.name).digest:
         progress.note(f"the recipe is named {loaded.name} like a preset and is another: give it a name of its own")
-    if not loaded.needs_calibration:
-        if calibration is not None:
-            progress.note(f"the recipe {loaded.name} needs no calibration; the given one is ignored")
-        plan = Plan(loaded, routes, sites, None, frozenset(), {}, warnings, selection, ranking, None)
-        return _finish(plan, checkpoint, evaluation_prompts, progress)
-    if calibration is None:
+    if calibration is None and loaded.needs_calibration:
         inputs = " --keep-inputs 1024" if loaded.needs_inputs else ""
         raise MissingCalibrationError(
             f"the recipe {loaded.name} needs activation statistics",
             todo=f"calibrate once: hfq calibrate MODEL --prompts FILE{inputs} -o CAL, then --calibration CAL",
         )
-    opened = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
-    opened.verify_bytes()
-    calibrated = set[str]()
-    few: dict[str, list[tuple[float, str]]] = {}
-    for role, site, stages in _staged(loaded, routes, sites):
-        if any(stage["kind"] in NEEDS_CALIBRATION for stage in stages):
-            opened.check_group(role, site.input_group, site.in_features)
-            calibrated.add(role)
-            _check_rows(opened, role, site, stages, few)
-    warnings += [
-        f"{role}: gptq has fewer input rows than channels in {len(missing)} linears ({min(missing)[1]} channels); "
-        "keep more (--keep-inputs), or calibrate more prompts where a prompt has no more, as for cross_attn.k and v"
-        for role, missing in few.items()
-    ]
-    edges = {}
-    for role in calibrated:
-        early, late = opened.document["schedule"][role]["edges"]
-        edges[role] = (float(early), float(late))
-    plan = Plan(loaded, routes, sites, opened, frozenset(calibrated), edges, warnings, selection, ranking, None)
+    use = CalibrationUse()
+    if calibration is not None:
+        opened = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
+        use = use_calibration(checkpoint, opened, staged, progress)
+        _say_what_measures(loaded, use, progress)
+    warnings = [*keep_warnings(loaded, routes, sites), *use.warnings]
+    plan = Plan(loaded, routes, sites, use, warnings, selection, ranking, None)
     return _finish(plan, checkpoint, evaluation_prompts, progress)
+
+
+def _say_what_measures(recipe: Recipe, use: CalibrationUse, progress: Progress) -> None:
+    if use.needed:
+        return
+    if use.measured:
+        progress.note(
+            f"the recipe {recipe.name} needs no calibration; the given one is ignored for the delta and used for "
+            "measuring alone"
+        )
+    else:
+        progress.note(
+            f"the recipe {recipe.name} needs no calibration; the given one kept no input rows to measure outputs with "
+            "(--keep-inputs) and is ignored"
+        )
 
 
 def _read_ranking(
@@ -190,7 +197,7 @@ def _finish(
         known = checkpoint.experts[role].known_root
         if known is not None:
             plan.check_root(role, known)
-        if plan.calibration is not None and plan.ranking is not None and role in plan.calibrated:
+        if plan.calibration is not None and plan.ranking is not None and role in plan.use.calibrated:
             calibrated = plan.calibration.document["base"]["experts"][role]["bf16_root"]
             plan.ranking.check_root(role, calibrated, str(plan.calibration.path))
     prompts = [] if plan.calibration is None else plan.calibration.prompt_hashes
@@ -203,7 +210,7 @@ def _finish(
 
 def _staged(
     recipe: Recipe, routes: Mapping[str, Mapping[str, Route]], sites: Mapping[str, Mapping[str, Site]]
-) -> Iterator[tuple[str, Site, list[Mapping[str, Any]]]]:
+) -> Iterator[StagedSite]:
     """Quantized sites and the stages of each."""
     for role, expert_routes in routes.items():
         for name, route in expert_routes.items():
@@ -211,47 +218,9 @@ def _staged(
                 yield role, sites[role][name], stages_for(recipe, role, name)
 
 
-def _check_rows(
-    calibration: Calibration,
-    role: str,
-    site: Site,
-    stages: list[Mapping[str, Any]],
-    few: dict[str, list[tuple[float, str]]],
-) -> None:
-    """Check that enough input rows were kept for the stages of a site; notes in `few` what is short of the width.
-
-    Raises:
-        TooFewRowsError
-    """
-    kept = sum(calibration.plan(role, site.input_group).rows.values())
-    for stage in stages:
-        if stage["kind"] not in NEEDS_INPUTS:
-            continue
-        rows = min(kept, int(stage["tokens"])) if stage["kind"] == "gptq" else kept
-        # A Hessian of fewer rows than an eighth of its size is mostly damping.
-        least = -(-site.in_features // 8) if stage["kind"] == "gptq" else 1
-        if kept >= least > rows:
-            raise TooFewRowsError(
-                "the recipe lets gptq see too few of the kept input rows",
-                where=f"{role} {site.name}: tokens",
-                expected=f"at least {least}",
-                found=rows,
-                todo="raise `tokens` of the stage",
-            )
-        if rows < least:
-            raise TooFewRowsError(
-                f"the calibration kept too few input rows for {stage['kind']}",
-                where=f"{calibration.path}: {role} {site.input_group}",
-                expected=f"at least {least}",
-                found=rows,
-                todo="calibrate with --keep-inputs 1024 (rows per timestep bin) and more prompts",
-            )
-        if stage["kind"] == "gptq" and rows < site.in_features:
-            few.setdefault(role, []).append((rows / site.in_features, f"{site.name}: {rows} rows, {site.in_features}"))
-
-
 def journal_inputs(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     """What decides a conversion's result, for its journal."""
+    measuring = None if plan.use.needed else plan.use.calibration
     return {
         "hfq": VERSION,
         "numerics": NUMERICS,
@@ -263,4 +232,5 @@ def journal_inputs(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "recipe": dict(plan.recipe.document),
         "calibration": None if plan.calibration is None else plan.calibration.id,
         "selection": plan.selection.document,
+        **({} if measuring is None else {"measuring": measuring.id}),
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from hfq.schema.atomic import publish_folder, refuse_existing, write_file
 from hfq.schema.canonical import canonical_json, content_id
@@ -29,10 +30,10 @@ from .architecture import Site
 from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
 from .clip_choice import choose_headrooms, error_at
-from .conversion_plan import STATISTICS_HELD, Plan, journal_inputs, plan_conversion
+from .conversion_plan import SAMPLES_HELD, STATISTICS_HELD, Plan, journal_inputs, plan_conversion
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
 from .finite import NonFinite, non_finite_line
-from .identity import FileWitness, Identity
+from .identity import FileWitness, Identity, same_weights
 from .journal import Journal
 from .plain_site import PlainSite
 from .progress import Progress, Silent
@@ -44,8 +45,10 @@ from .row_works import PlainRows
 from .safetensors_writer import SafetensorsWriter, TensorPlan
 from .scan import RowWork, ScannedTensor
 from .site_conversion import ConvertedSite, convert_site, plain_site
-from .site_error import report_document, zero_lines
+from .site_error import OUTPUT_ROWS, report_document, zero_lines
+from .site_output import RowOutputs
 from .stage_rules import NEEDS_CALIBRATION
+from .weight_counts import count_bits
 from .weights import NUMERICS, check_finite
 
 __all__ = ["Conversion", "WitnessOptions", "quantize"]
@@ -71,7 +74,8 @@ def quantize(
     Args:
         checkpoint: from `open_checkpoint`.
         recipe: preset name, file, document or Recipe.
-        calibration: folder or Calibration; ignored with a note when the recipe needs none.
+        calibration: folder or Calibration. When the recipe needs none, its kept input rows measure the linears'
+            outputs for the report, and nothing else.
         out: folder to make. Unfinished work is in `OUT.partial`.
         resume: go on in `OUT.partial`.
         hash_files: also hash the checkpoint's files (witnesses in `provenance.json`).
@@ -130,6 +134,7 @@ class Conversion:
         self._witness = witness
         self._writing, self._reading = threading.Lock(), threading.Lock()
         self._statistics: dict[tuple[str, str], GroupStatistics] = {}
+        self._samples: dict[tuple[str, str], Tensor] = {}
 
     def run(self) -> None:
         """Read the base, do what is not done yet, and write the delta's four files into the partial folder."""
@@ -153,15 +158,20 @@ class Conversion:
         headrooms = self._choose_headrooms()
         document = self._document(identities, state, headrooms)
         validate(document, "ptq-state", DOCUMENT)
+        warnings = [*self._plan.warnings, *same_weights(identity.bf16_root for identity in identities.values())]
+        for warning in warnings[len(self._plan.warnings) :]:
+            self._progress.note(f"warning: {warning}")
         errors: dict[str, dict[str, Any]] = {role: {} for role in self._plan.routes}
         for role, site in self._quantized():
             errors[role][site] = self._error(role, site, headrooms)
-        taken = [non_finite_line(role, found) for role, found in non_finite.items() if found]
+        warnings += [non_finite_line(role, found) for role, found in non_finite.items() if found]
         zero = zero_lines(errors)
         for line in zero:
             self._progress.note(f"warning: {line}")
-        warnings = [*self._plan.warnings, *taken, *zero]
-        report = validate(report_document(document["id"], errors, warnings), "report", REPORT)
+        warnings += zero
+        report = validate(
+            report_document(document["id"], errors, warnings, self._plan.use, count_bits(document)), "report", REPORT
+        )
         provenance = provenance_document(
             document["id"],
             self._checkpoint,
@@ -185,7 +195,11 @@ class Conversion:
             return PlainRows(None, functools.partial(self._end_kept, role))
         site = name.removesuffix(".weight")
         is_done = self._journal.get(role, site) is not None
-        plain = None if is_done else PlainSite(shape, self._plan.recipe.weight, f"{role} {site}", measured=True)
+        plain = None
+        if not is_done:
+            sample = self._sample(role, self._plan.sites[role][site])
+            output = None if sample is None else RowOutputs(sample, self._plan.recipe.activation)
+            plain = PlainSite(shape, self._plan.recipe.weight, f"{role} {site}", measured=True, output=output)
         return PlainRows(plain, functools.partial(self._end_plain, role))
 
     def _see(self, role: str, tensor: ScannedTensor) -> None:
@@ -206,8 +220,8 @@ class Conversion:
 
     def _check_tensor(self, role: str, tensor: ScannedTensor) -> None:
         """Raises CalibrationBaseError: a calibration that is used has seen another tensor."""
-        if self._plan.calibration is not None and role in self._plan.calibrated:
-            self._plan.calibration.check_tensor(role, tensor.name, tensor.bf16_sha256)
+        if self._plan.use.calibration is not None and role in self._plan.use.roles:
+            self._plan.use.calibration.check_tensor(role, tensor.name, tensor.bf16_sha256)
 
     def _is_new(self, role: str, tensor: ScannedTensor) -> bool:
         """Whether a site is not done yet.
@@ -233,10 +247,17 @@ class Conversion:
         stages = stages_for(self._plan.recipe, role, site.name)
         if stages:
             check_finite(tensor.bf16, where)  # plain rounding finds out by itself
-        measured = any(stage["kind"] in NEEDS_CALIBRATION for stage in stages)
-        statistics = self._read_statistics(role, site) if measured else None
+        needed = any(stage["kind"] in NEEDS_CALIBRATION for stage in stages)
+        statistics = self._read_statistics(role, site) if needed else None
         found = convert_site(
-            site, tensor.bf16, self._plan.recipe, stages, statistics, self._plan.edges.get(role), where
+            site,
+            tensor.bf16,
+            self._plan.recipe,
+            stages,
+            statistics,
+            self._sample(role, site),
+            self._plan.use.edges.get(role),
+            where,
         )
         self._keep(role, site.name, tensor, found)
 
@@ -250,6 +271,7 @@ class Conversion:
             "ops": found.ops,
             "error": found.error,
             "search": found.search,
+            "rounded": found.rounded,
             "state": {
                 name: [str(value.dtype).removeprefix("torch."), list(value.shape)]
                 for name, value in found.state.items()
@@ -267,6 +289,18 @@ class Conversion:
                     del self._statistics[next(iter(self._statistics))]
                 self._statistics[key] = self._plan.calibration.read(*key)
             return self._statistics[key]
+
+    def _sample(self, role: str, site: Site) -> Tensor | None:
+        """Kept rows of the site's input that measure its output, BF16 [rows, in_features]."""
+        key, calibration = (role, site.input_group), self._plan.use.calibration
+        if calibration is None or key not in self._plan.use.measured:
+            return None
+        with self._reading:
+            if key not in self._samples:
+                while len(self._samples) >= SAMPLES_HELD:
+                    del self._samples[next(iter(self._samples))]
+                self._samples[key] = calibration.sample_inputs(*key, OUTPUT_ROWS)
+            return self._samples[key]
 
     def _quantized(self) -> Iterator[tuple[str, str]]:
         for role, routes in self._plan.routes.items():
@@ -338,6 +372,8 @@ class Conversion:
                         {**op, "headroom": headrooms[role, site]} if op["op"] == "clip" else op for op in done["ops"]
                     ]
                     found |= {"weight": dict(recipe.weight), "ops": ops, "digest": done["digest"]}
+                    if done.get("rounded") is not None:
+                        found["rounded"] = done["rounded"]
                 sites[role][site] = found
         document: dict[str, Any] = {
             "schema": "hfq.ptq-state/1",

@@ -128,7 +128,7 @@ def _check_routes(
                     expected=dict(recipe.weight),
                     found=entry["weight"],
                 )
-            check_ops(recipe, stages_for(recipe, role, site), entry["ops"], place)
+            check_ops(recipe, stages_for(recipe, role, site), entry["ops"], entry.get("rounded"), place)
 
 
 def _check_state(delta: Delta, where: str) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 from hfq.schema.documents import read_document
 
 from .delta import REPORT, STATE, Delta, load_delta
-from .routing import Route, stages_for
+from .identity import same_weights
+from .routing import Route
 from .site_error import block_of
+from .weight_counts import count_bits
 
-__all__ = ["clip_lines", "describe_delta", "error_lines", "inspect_delta", "routing_lines", "routing_table", "short_id"]
+__all__ = ["bits_lines", "clip_lines", "describe_delta", "error_lines", "inspect_delta", "rounded_lines",
+           "routing_lines", "routing_table", "short_id", "sparse_lines"]  # fmt: skip
 
 
 def short_id(delta_id: str) -> str:
@@ -52,15 +55,20 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def error_lines(errors: Mapping[str, Mapping[str, Any]], *, fitted: bool = False) -> list[str]:
-    """The errors of `describe_delta` as text, one line per expert that has quantized sites.
+def bits_lines(described: Mapping[str, Any]) -> list[str]:
+    """Both bits per weight of `describe_delta` as text, in one line."""
+    quantized, model = described["restored_bits_per_weight"], described["model_bits_per_weight"]
+    of_quantized = "" if quantized is None else f"{quantized:.4f} bits per quantized weight when packed, "
+    return [f"restored    {of_quantized}{model:.4f} bits per weight over the whole model"]
 
-    Args:
-        fitted: whether the outputs are those that the delta was fitted to.
-    """
-    lines = []
-    note = " (on the inputs that gptq or clip were fitted to)" if fitted else ""
-    for role, error in errors.items():
+
+def error_lines(described: Mapping[str, Any]) -> list[str]:
+    """The errors of `describe_delta` as text, one line per expert that has quantized sites."""
+    lines, with_, used = [], described["measured_with"], described["calibration"]
+    note = " (on the inputs that gptq or clip were fitted to)" if described["fitted"] else ""
+    if with_ is not None and used is None:
+        note = f" (outputs on calibration {with_['calibration'][:12]}…, which decided nothing)"
+    for role, error in described["error"].items():
         shown = [
             f"{kind} NMSE {error[f'{kind}_nmse']:.3e}"
             for kind in ("weight", "output")
@@ -75,9 +83,13 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
     """A JSON-able summary: id, recipe, base roots, calibration, routing, sizes, bits per weight, errors."""
     report_path = delta.path / REPORT
     report = read_document(report_path, "report") if report_path.is_file() else None
-    errors, warnings = {}, []
+    errors, warnings, measured_with, sparse = {}, [], None, {}
     if report is not None and report["delta"] == delta.id:
-        warnings = report["warnings"]
+        warnings = list(report["warnings"])
+        measured_with = report.get("measured_with")
+        sparse = {
+            role: entry["sparse_channels"] for role, entry in report["experts"].items() if "sparse_channels" in entry
+        }
         errors = {
             role: {"weight_nmse": entry["weight_nmse"], "output_nmse": entry["output_nmse"]}
             for role, entry in report["experts"].items()
@@ -94,6 +106,9 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
             "kept": len(delta.routes[role]) - len(elements),
             "quantized_weights": sum(elements),
         }
+    # Deltas of before say nothing of it themselves.
+    warnings += [text for text in same_weights(map(delta.root, delta.roles)) if text not in warnings]
+    bits = count_bits(delta.document)
     state_bytes = os.path.getsize(delta.path / STATE)
     base_bytes = sum(
         2 * math.prod(entry["shape"]) for role in delta.roles for entry in delta.base_tensors(role).values()
@@ -111,13 +126,17 @@ def describe_delta(delta: Delta) -> dict[str, Any]:
         "error": errors,
         "stages": [str(stage["kind"]) for stage in delta.recipe.stages],
         "clip": _clip_counts(delta),
+        "measured_with": measured_with,
+        "sparse": sparse,
+        "rounded": _rounded(delta),
         "fitted": delta.recipe.needs_inputs,
         "warnings": warnings,
         "delta_bytes": sum(path.stat().st_size for path in delta.path.iterdir() if path.is_file()),
         "state_bytes": state_bytes,
         "base_bytes": base_bytes,
         "stored_bits_per_weight": 8.0 * state_bytes / quantized_weights if quantized_weights else 0.0,
-        "restored_bits_per_weight": _restored_bits(delta),
+        "restored_bits_per_weight": bits.quantized,
+        "model_bits_per_weight": bits.model,
     }
 
 
@@ -144,27 +163,33 @@ def clip_lines(counts: Mapping[str, list[dict[str, int]]]) -> list[str]:
     ]
 
 
-def _restored_bits(delta: Delta) -> float | None:
-    """Bits per weight of the packed form: 4.5 for HiFloat4 in whole groups, 8 for HiFloat8, scales included, and 16 for
-    what stays in BF16 beside it."""
-    bits = weights = 0
+def _rounded(delta: Delta) -> dict[str, dict[str, str]]:
+    """role -> site -> why it was rounded although the recipe has gptq for it; empty without any."""
+    found: dict[str, dict[str, str]] = {}
     for role in delta.roles:
         for site in delta.quantized(role):
-            rows, columns = delta.base_tensors(role)[f"{site}.weight"]["shape"]
-            weights += rows * columns
-            for stage in stages_for(delta.recipe, role, site):
-                if stage["kind"] == "outlier_columns":
-                    bits += 16 * rows * int(stage["k"])
-                    columns -= int(stage["k"])
-                elif stage["kind"] == "lowrank":
-                    bits += 16 * int(stage["rank"]) * (rows + columns)
-            options = delta.site(role, site)["weight"]
-            if options["format"] == "hif4":
-                bits += rows * -(-columns // 64) * 288
-            else:
-                scales = {"none": 1, "tensor": 1, "row": rows}[options["scale"]]
-                bits += rows * columns * 8 + scales * 32
-    return bits / weights if weights else None
+            reason = delta.site(role, site).get("rounded")
+            if reason is not None:
+                found.setdefault(role, {})[site] = reason
+    return found
+
+
+def sparse_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """One line per expert whose samples do not tell some channels' percentile."""
+    return [
+        f"percentile  {role}: not told by the samples for {_count(found['floor'] + found['maximum'], 'channel')} in "
+        f"{_count(found['linears'], 'linear')}; {found['floor']} take the recipe's floor, {found['maximum']} their "
+        "exact maximum"
+        for role, found in counts.items()
+    ]
+
+
+def rounded_lines(rounded: Mapping[str, int]) -> list[str]:
+    """One line per expert with linears that gptq has left to plain rounding."""
+    return [
+        f"gptq        {role}: {_count(count, 'linear')} rounded plainly, for want of different input rows"
+        for role, count in rounded.items()
+    ]
 
 
 def inspect_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
@@ -190,13 +215,15 @@ def inspect_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
         lines.append(f"stages      {', '.join(found['stages'])}")
     lines += routing_lines(found["routing"])
     lines += clip_lines(found["clip"])
+    lines += sparse_lines(found["sparse"])
+    for role, sites in found["rounded"].items():
+        lines += [f"rounded     {role} {site}  ({reason})" for site, reason in sites.items()]
     lines.append(
         f"stored      {found['state_bytes']} bytes of state, "
         f"{found['stored_bits_per_weight']:.4f} bits per quantized weight"
     )
-    if found["restored_bits_per_weight"] is not None:
-        lines.append(f"restored    {found['restored_bits_per_weight']:.4f} bits per quantized weight when packed")
-    lines += error_lines(found["error"], fitted=found["fitted"])
+    lines += bits_lines(found)
+    lines += error_lines(found)
     lines += [f"warning     {text}" for text in found["warnings"]]
     return found, "\n".join(lines)
 

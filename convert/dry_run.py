@@ -15,9 +15,8 @@ from .delta_inspect import routing_table
 from .progress import Progress, Silent
 from .prompts import Prompt
 from .recipe import Recipe
-from .routing import stages_for
 from .scan_pass import weights_at_once
-from .site_costs import Speed, measure_speed, site_seconds, stage_bytes
+from .site_costs import Speed, measure_speed, measuring_seconds, site_seconds, stage_bytes, trying_seconds
 from .threads import thread_count
 
 __all__ = ["dry_run"]
@@ -40,7 +39,8 @@ def dry_run(
     analysis: str | os.PathLike[str] | Analysis | None = None,
     evaluation_prompts: Sequence[Prompt] | None = None,
 ) -> dict[str, Any]:
-    """What `quantize` would do, without reading a weight: recipe, routing, predicted delta size, peak memory and time.
+    """What `quantize` would do: recipe, routing, warnings, predicted delta size, peak memory and time. Of the base it
+    reads headers, and with a calibration the small tensors and one linear, to see that it is the base of that.
 
     Raises:
         what `plan_conversion` raises
@@ -62,9 +62,13 @@ def dry_run(
             documents += _KEPT_BYTES
             if route.to == "quantize":
                 documents += _SITE_BYTES
-                stages = stages_for(plan.recipe, role, site)
-                state += stage_bytes(stages, plan.sites[role][site])[0]
-                busy += site_seconds(stages, plan.sites[role][site], speed)
+                found, stages = plan.sites[role][site], plan.stages(role, site)
+                state += stage_bytes(stages, found)[0]
+                busy += site_seconds(stages, found, speed)
+                if (role, found.input_group) in plan.use.measured:
+                    busy += measuring_seconds(found, speed)
+                if (role, site) in plan.use.tried:
+                    busy += trying_seconds(stages, found, speed)
     base = weights = 0
     for role, expert in checkpoint.experts.items():
         sizes = {name: 2 * math.prod(expert.info(name).shape) for name in expert.names}
@@ -74,6 +78,9 @@ def dry_run(
     return {
         "recipe": plan.recipe.name,
         "routing": routing_table(plan.routes),
+        "warnings": list(plan.warnings),
+        "sparse": plan.use.sparse_counts(),
+        "rounded": plan.use.rounded_counts(),
         "delta_bytes": state + documents,
         "base_bytes": base,
         "threads": threads,
@@ -90,7 +97,7 @@ def _working_bytes(plan: Plan, role: str, threads: int) -> int:
 
 def _statistics_bytes(plan: Plan, role: str, threads: int) -> int:
     """The input groups that are held, and a copy of the kept rows for each thread."""
-    if plan.calibration is None or role not in plan.calibrated:
+    if plan.calibration is None or role not in plan.use.calibrated:
         return 0
     plans = (plan.calibration.plan(role, group) for group in plan.calibration.groups(role))
     sizes = sorted(sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in found.tensors()) for found in plans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,8 +15,9 @@ from hfq.schema.errors import CalibrationRangeError, MalformedFileError
 from .histogram import BINS_PER_OCTAVE, NO_OCTAVE, Histogram
 from .kept_calls import KeptCall
 from .kept_rows import order_of_digests
+from .tensor_bytes import tensor_bytes
 
-__all__ = ["GroupStatistics", "RunStatistics", "check_values"]
+__all__ = ["ChannelPercentile", "GroupStatistics", "RunStatistics", "check_values", "different_rows", "row_numbers"]
 
 _OCTAVES_OF_BF16: Final = (-133, 127)
 
@@ -64,27 +66,74 @@ class GroupStatistics:
         """Root mean square per channel over every row, float64 [channels]."""
         return (self.sum_squares.sum(dim=0) / self.count.sum().clamp(min=1)).sqrt()
 
-    def channel_percentile(self, p: float, where: str) -> Tensor:
-        """p-th percentile of |x| per channel, float64 [channels], within 3 %; p = 100 is the exact maximum.
+    def channel_percentile(self, p: float, floor: float, where: str) -> ChannelPercentile:
+        """p-th percentile of the sampled |x| per channel, within 3 %, no lower than `floor`; 100 is the exact maximum.
+
+        The histogram cannot tell a percentile in its bottom bin. Where that bin ends at or below the floor the answer
+        is the floor whatever is in it; elsewhere the channel takes its exact maximum.
 
         Raises:
-            CalibrationRangeError: a channel's percentile lies below its histogram's window.
+            CalibrationRangeError: p is no percentile.
         """
+        largest = self.channel_max()
+        none = torch.zeros(self.channels, dtype=torch.bool)
         if p == 100.0:
-            return self.channel_max()
+            return ChannelPercentile(largest.clamp(min=floor), none, none)
         if not 0.0 <= p < 100.0:
             raise CalibrationRangeError("not a percentile", where=where, expected="0 to 100", found=p)
         histogram = self.pooled()
         values, below = histogram.percentile(p)
-        if bool(below.any()):
-            raise CalibrationRangeError(
-                f"the percentile {p:g} of {int(below.sum())} of {self.channels} channels (first: channel "
-                f"{int(below.nonzero()[0])}) lies more than 7 octaves below the channel's maximum",
-                where=where,
-                expected=f"a percentile of at least {histogram.lowest_percentile():.4f} for this input",
-                todo="choose a higher percentile, or the statistic max or rms",
-            )
-        return torch.minimum(values, self.channel_max())
+        floored = below & (histogram.bottom() <= floor)
+        maxed = below & ~floored
+        values = torch.where(below, torch.where(maxed, largest, floor), torch.minimum(values, largest))
+        # Nothing but zeros was sampled of a channel that carried something: its percentile is 0, and rests on luck.
+        floored |= (histogram.top == NO_OCTAVE) & (largest > floor)
+        return ChannelPercentile(values.clamp(min=floor), floored, maxed)
+
+    @property
+    def kept_rows(self) -> int:
+        """Kept rows of all timestep bins."""
+        return sum(int(kept.shape[0]) for kept in self.inputs.values())
+
+    def first_rows(self, limit: int) -> list[Tensor]:
+        """At most `limit` kept rows, BF16 [rows, channels] per timestep bin by rising bin, each bin with its share.
+
+        Rows are kept by rising digest, so that the first ones of a bin are as good a sample as any.
+        """
+        bins = [self.inputs[index] for index in sorted(self.inputs)]
+        total = sum(kept.shape[0] for kept in bins)
+        return bins if total <= limit else [kept[: max(1, kept.shape[0] * limit // total)] for kept in bins]
+
+
+def row_numbers(rows: Tensor) -> Tensor:
+    """int64 [rows]: the same number for equal rows of BF16 [rows, channels], counted from 0 in the order in which
+    different ones come up; -1 for rows of zeros. No Hessian of the rows has a higher rank than there are numbers."""
+    bits = rows.contiguous().view(torch.int16)
+    found, numbers = torch.full((len(rows),), -1, dtype=torch.int64), dict[bytes, int]()
+    for index in (bits & 0x7FFF).any(dim=1).nonzero()[:, 0].tolist():
+        digest = hashlib.sha256(tensor_bytes(bits[index])).digest()
+        found[index] = numbers.setdefault(digest, len(numbers))
+    return found
+
+
+def different_rows(numbers: Tensor) -> int:
+    """How many different rows there are among those with these numbers."""
+    return int(numbers.max()) + 1 if len(numbers) else 0
+
+
+@dataclass(frozen=True)
+class ChannelPercentile:
+    """A percentile of |x| per channel.
+
+    Attributes:
+        values: float64 [channels], no lower than the floor.
+        floored: bool [channels], the samples do not tell it, but that the floor is at or above it.
+        maxed: bool [channels], the samples do not tell it: the value is the channel's exact maximum.
+    """
+
+    values: Tensor
+    floored: Tensor
+    maxed: Tensor
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ they were split into parts.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -185,8 +184,6 @@ class Histogram:
         position = ((index.double() - 1.0 + fraction) / BINS_PER_OCTAVE)[:, 0]
         return torch.exp2(position + (self.top.double() - (OCTAVES - 1))), index[:, 0] == 0
 
-    def lowest_percentile(self) -> float:
-        """The smallest p, in steps of 0.0001, that no channel answers from its bottom bin."""
-        last = (self.samples.double() - 1.0).clamp(min=1.0)
-        share = torch.where(self.top == NO_OCTAVE, 0.0, self.counts[:, 0].double() / last)
-        return min(100.0, math.ceil(float(share.max()) * 1e6) / 1e4)
+    def bottom(self) -> Tensor:
+        """float64 [channels]: where the bottom bin ends; 0 for a channel of nothing but zeros."""
+        return torch.where(self.top == NO_OCTAVE, 0.0, torch.exp2(self.top.double() - (OCTAVES - 1)))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["FileWitness", "Identity", "TensorDigest", "bf16_root_of", "exact_root_of", "shape_text"]
+__all__ = ["SAME_WEIGHTS", "FileWitness", "Identity", "TensorDigest", "bf16_root_of", "exact_root_of", "same_weights",
+           "shape_text"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class Identity:
         return cls(bf16, exact, ordered)
 
 
+SAME_WEIGHTS: Final = "both experts hold the same weights: one of them was probably downloaded twice"
+
+
 def shape_text(shape: tuple[int, ...]) -> str:
     """`5120,5120`; the empty string for a scalar."""
     return ",".join(str(extent) for extent in shape)
@@ -72,3 +77,10 @@ def exact_root_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> s
 
 def _root(lines: Iterable[str]) -> str:
     return hashlib.sha256(b"\n".join(sorted(line.encode() for line in lines))).hexdigest()
+
+
+def same_weights(roots: Iterable[str | None]) -> list[str]:
+    """A warning, in a list, when two experts hold the same weights. `roots` are their bf16 roots, None where nobody has
+    read the expert."""
+    found = list(roots)
+    return [SAME_WEIGHTS] if len(found) == 2 and found[0] is not None and found[0] == found[1] else []

@@ -9,7 +9,7 @@ from typing import Any
 from .architecture import Architecture, Site
 from .checkpoint import Checkpoint
 from .expert import Expert
-from .identity import FileWitness
+from .identity import FileWitness, same_weights
 from .progress import Progress, Silent
 from .scan import Scan
 
@@ -119,9 +119,7 @@ def _warnings(checkpoint: Checkpoint, experts: dict[str, Any]) -> list[str]:
                 f"{role} holds F16: rounding to F16 changed the weights, so this is another base than the F32 or BF16 "
                 "release, and deltas made for that one are refused"
             )
-    roots = [document["bf16_root"] for document in experts.values() if "bf16_root" in document]
-    if len(roots) == 2 and roots[0] == roots[1]:
-        warnings.append("both experts hold the same weights: one of them was probably downloaded twice")
+    warnings += same_weights(document.get("bf16_root") for document in experts.values())
     if not checkpoint.architecture.heads_known:
         heads = checkpoint.architecture.num_heads
         warnings.append(

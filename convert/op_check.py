@@ -35,13 +35,25 @@ def _follows(stage: Mapping[str, Any], op: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_ops(
-    recipe: Recipe, stages: Sequence[Mapping[str, Any]], ops: Sequence[Mapping[str, Any]], where: str
+    recipe: Recipe,
+    stages: Sequence[Mapping[str, Any]],
+    ops: Sequence[Mapping[str, Any]],
+    rounded: str | None,
+    where: str,
 ) -> None:
     """Compare a site's ops with the stages that it goes through.
+
+    Args:
+        rounded: why the site has no codes although the recipe chooses some; None where it has.
 
     Raises:
         InconsistentDeltaError
     """
+    if rounded is not None:
+        left = [stage for stage in stages if stage["kind"] != "gptq"]
+        if len(left) == len(stages):
+            raise InconsistentDeltaError("a reason to do without gptq, which the recipe does not ask for", where=where)
+        stages = left
     found = [*ops, *[{}] * (len(stages) + 1 - len(ops))]
     wanted = [_follows(stage, op) for stage, op in zip(stages, found, strict=False)]
     wanted.append({"op": "qdq", **recipe.activation})

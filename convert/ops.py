@@ -46,6 +46,10 @@ class Op(ExactBuffers):
         """Magnitudes per input channel, float64 [in], after the op; only for ops that leave channels apart."""
         raise NotImplementedError
 
+    def on_carrying(self, carrying: Tensor) -> Tensor:
+        """Which channels carry anything, bool [in], after the op: bool [in']."""
+        return carrying
+
     def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What the op adds to the product, [..., out] in `dtype`, from the input before it; None for most."""
         return None
@@ -114,6 +118,10 @@ class RotateOp(Op):
         """`x R`."""
         return rotate(x.float(), self.signs.float(), self.block)
 
+    def on_carrying(self, carrying: Tensor) -> Tensor:
+        """All channels of a block that has one."""
+        return carrying.reshape(-1, self.block).any(dim=1).repeat_interleave(self.block)
+
     def on_effective(self, weight: Tensor, rows: slice = ALL) -> Tensor:
         """`w_q R^T`."""
         return unrotate(weight.float(), self.signs.float(), self.block)
@@ -150,6 +158,10 @@ class ColumnsOp(Op):
     def on_activation(self, x: Tensor) -> Tensor:
         """The other channels, in their order."""
         return x.index_select(-1, self.rest)
+
+    def on_carrying(self, carrying: Tensor) -> Tensor:
+        """The other channels."""
+        return carrying.index_select(0, self.rest)
 
     def on_effective(self, weight: Tensor, rows: slice = ALL) -> Tensor:
         """Quantized and kept columns in their places."""

@@ -25,7 +25,7 @@ from .checkpoint import ModelPath, open_checkpoint
 from .components import digest_components
 from .derive import derive_architecture
 from .generation import GenerationSettings, default_settings
-from .identity import Identity, TensorDigest
+from .identity import Identity, TensorDigest, same_weights
 from .keymap import to_original
 from .pipeline_plan import (
     KNOWN_PIPELINES,
@@ -133,6 +133,8 @@ def load_model(
         identities: dict[str, Identity] = {}
         for name, expert in checkpoint.experts.items():
             transformers[name], identities[name] = build_transformer(expert, dtype=dtype, progress=shown)
+    for warning in same_weights(identity.bf16_root for identity in identities.values()):
+        shown.note(f"warning: {warning}")
     made = _tiny(folder, transformers, dtype) if is_tiny(folder) else _diffusers(folder, transformers, dtype)
     made.set_progress_bar_config(disable=True)
     loaded = LoadedModel(made, transformers, identities, plan, digest_components(made))

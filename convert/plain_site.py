@@ -16,6 +16,7 @@ from torch import Tensor
 from hfq import formats
 from hfq.schema.errors import NonFiniteWeightError
 
+from .site_output import RowOutputs
 from .tensor_bytes import tensor_bytes
 from .weights import format_line, quantize_weight
 
@@ -30,12 +31,23 @@ class PlainSite:
         options: a recipe's `weight` table, normalised; see `fits`.
         where: expert and site, for error messages.
         measured: whether `sums` is wanted.
+        output: takes the rows too, to measure the site's output; None for none.
 
     Attributes:
         bits: that codes and scales take, after `digest`.
+        output: as given.
     """
 
-    def __init__(self, shape: tuple[int, ...], options: Mapping[str, Any], where: str, *, measured: bool) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        options: Mapping[str, Any],
+        where: str,
+        *,
+        measured: bool,
+        output: RowOutputs | None = None,
+    ) -> None:
+        self.output = output
         self._options, self._where, self._measured = options, where, measured
         self._digest = hashlib.sha256(format_line(options, shape))
         self._rows = self.bits = 0
@@ -65,6 +77,8 @@ class PlainSite:
             self._scales.append(part.scale)
         if self._measured:
             self._sums.append(part.row_squared_errors(rows))
+        if self.output is not None:
+            self.output.add(rows, part.dequantize(torch.float32))
         self._rows += rows.shape[0]
 
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from .calibration import GroupStatistics
 from .plain_site import PlainSite
 from .recipe import Recipe
 from .restore import RestoredSite, sole_mask
-from .site_error import measure_site, weight_figures
+from .site_error import measure_site, output_figures, weight_figures
 from .site_ops import SiteOps, read_ops
 from .stages import STAGES, StageInput, StageResult
 from .weights import QuantizedWeight, quantize_weight, site_digest
@@ -31,6 +31,7 @@ class ConvertedSite:
         digest: of the restored site.
         error: result of `measure_site`.
         search: what the clip's headroom is chosen from, or None.
+        rounded: why `gptq` has left the weight to plain rounding, or None.
     """
 
     ops: list[dict[str, Any]]
@@ -38,6 +39,7 @@ class ConvertedSite:
     digest: str
     error: dict[str, Any]
     search: Mapping[str, Any] | None
+    rounded: str | None = None
 
 
 def convert_site(
@@ -46,6 +48,7 @@ def convert_site(
     recipe: Recipe,
     stages: Sequence[Mapping[str, Any]],
     statistics: GroupStatistics | None,
+    sample: Tensor | None,
     edges: tuple[float, float] | None,
     where: str,
 ) -> ConvertedSite:
@@ -55,23 +58,28 @@ def convert_site(
         base: BF16 [out_features, in_features], finite.
         stages: of this site, in order; their order has been checked.
         statistics: of the site's input, or None when no stage needs any.
+        sample: input rows that measure the output, BF16 [rows, in_features], or None.
         edges: of the expert's timestep bins.
         where: expert and site, for error messages.
 
     Raises:
-        NonFiniteWeightError, CalibrationRangeError, HessianError
+        NonFiniteWeightError, CalibrationRangeError, TooFewRowsError, HessianError
     """
     chain = _Chain(base, SiteOps(activation=recipe.activation), recipe, where)
     quantized: QuantizedWeight | None = None
     ops: list[dict[str, Any]] = []
     state: dict[str, Tensor] = {}
     search: Mapping[str, Any] | None = None
+    rounded: str | None = None
     for options in stages:
         if options["kind"] == "clip" and quantized is None:
             quantized = chain.quantize()
         weight = base if options["kind"] == "clip" else chain.weight  # a clip looks at the codes alone
         given = StageInput(site, base, weight, chain.ops.ops, quantized, statistics, edges, recipe, options, where)
         result = STAGES[options["kind"]](given)
+        rounded = result.rounded or rounded
+        if result.op is None:
+            continue
         ops.append(dict(result.op))
         state.update(result.state)
         quantized, search = result.quantized or quantized, result.search or search
@@ -82,11 +90,9 @@ def convert_site(
     chain.forget()
     ops.append({"op": "qdq", **recipe.activation})
     digest = site_digest(quantized, recipe.weight, state)
-    inputs = None
-    if statistics is not None and statistics.inputs and search is None:
-        inputs = statistics.pooled_inputs()
-    error = measure_site(base, RestoredSite(quantized, chain.ops, digest), inputs)
-    return ConvertedSite(ops, state, digest, error, search)
+    # A clip is measured by its search.
+    error = measure_site(base, RestoredSite(quantized, chain.ops, digest), sample if search is None else None)
+    return ConvertedSite(ops, state, digest, error, search, rounded)
 
 
 def plain_site(plain: PlainSite, activation: Mapping[str, Any], elements: int) -> ConvertedSite:
@@ -97,6 +103,8 @@ def plain_site(plain: PlainSite, activation: Mapping[str, Any], elements: int) -
     """
     digest = plain.digest()
     error = weight_figures(plain.sums(), elements, plain.bits)
+    if plain.output is not None:
+        error |= output_figures(*plain.output.sums())
     return ConvertedSite([{"op": "qdq", **activation}], {}, digest, error, None)
 
 
@@ -118,7 +126,7 @@ class _Chain:
 
     def add(self, result: StageResult) -> None:
         """Append what a stage leaves."""
-        if result.op["op"] in ("codes", "clip"):
+        if result.op is None or result.op["op"] in ("codes", "clip"):
             return
         height = int(self._weight.shape[0])
         width = int(self.weight.shape[1]) if self.ops.ops else int(self._weight.shape[1])

@@ -14,7 +14,8 @@ import torch
 from .architecture import Site
 from .threads import single_thread
 
-__all__ = ["Speed", "measure_speed", "site_bytes", "site_seconds", "stage_bytes"]
+__all__ = ["Speed", "measure_speed", "measuring_seconds", "site_bytes", "site_seconds", "stage_bytes",
+           "trying_seconds"]  # fmt: skip
 
 # Codes as a difference to plain rounding: `benchmarks/code_difference.py`.
 _CODES_BITS: Final = 1.2
@@ -105,6 +106,15 @@ def site_seconds(stages: list[Mapping[str, Any]], site: Site, speed: Speed) -> f
                 products += width * width * (int(stage["tokens"]) + width) + elements * width / 2
             case "clip":
                 products += int(stage["rows"]) * 3 * elements * (1 + len(stage["candidates"]))
-            case "smooth":
-                products += 2 * _OUTPUT_ROWS * elements
     return float(seconds + products / speed.products)
+
+
+def measuring_seconds(site: Site, speed: Speed) -> float:
+    """Time of one thread on the errors of a site's output."""
+    return 2 * _OUTPUT_ROWS * site.in_features * site.out_features / speed.products
+
+
+def trying_seconds(stages: list[Mapping[str, Any]], site: Site, speed: Speed) -> float:
+    """Time of one thread on trying `gptq` on rows left out: covariance, factor and inverse once more."""
+    tokens = max((int(stage["tokens"]) for stage in stages if stage["kind"] == "gptq"), default=0)
+    return site.in_features**2 * (min(tokens, 2 * site.in_features) + site.in_features) / speed.products

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -13,10 +13,24 @@ from torch import Tensor
 from .restore import RestoredSite, effective_weight, sole_mask
 from .site_output import SiteOutput, evenly
 
-__all__ = ["block_of", "measure_site", "report_document", "weight_figures", "zero_lines"]
+if TYPE_CHECKING:
+    from .calibration_use import CalibrationUse
+    from .weight_counts import Bits
+
+__all__ = [
+    "OUTPUT_ROWS",
+    "block_of",
+    "measure_site",
+    "output_figures",
+    "report_document",
+    "weight_figures",
+    "zero_lines",
+]
 
 _ROWS: Final = 512
-_OUTPUT_ROWS: Final = 256
+OUTPUT_ROWS: Final = 256
+"""Input rows that measure an output."""
+
 _TINY: Final = 1e-300
 _LISTED: Final = 5
 
@@ -36,7 +50,7 @@ def measure_site(weight: Tensor, restored: RestoredSite, inputs: Tensor | None) 
     """
     found = weight_figures(_weight_error(weight, restored), weight.numel(), restored.bits())
     if inputs is not None and inputs.shape[0] > 0:
-        x = evenly(inputs, _OUTPUT_ROWS)
+        x = evenly(inputs, OUTPUT_ROWS)
         exact = x.float() @ weight.float().T
         operand = restored.weight.dequantize(torch.float32)
         quantized = SiteOutput(restored.ops.ops, operand, restored.ops.activation, x).at()
@@ -75,8 +89,12 @@ def _weight_error(weight: Tensor, restored: RestoredSite) -> tuple[float, float]
 
 
 def output_error(quantized: Tensor, exact: Tensor) -> dict[str, float]:
-    """`output_error` and `output_power` of fp32 outputs [rows, out_features]; empty when fp32 could not hold them."""
-    error, power = float((quantized - exact).double().square_().sum()), float(exact.double().square_().sum())
+    """`output_figures` of fp32 outputs [rows, out_features]."""
+    return output_figures(float((quantized - exact).double().square_().sum()), float(exact.double().square_().sum()))
+
+
+def output_figures(error: float, power: float) -> dict[str, float]:
+    """`output_error` and `output_power` from the two sums of squares; empty when fp32 could not hold the outputs."""
     return {"output_error": error, "output_power": power} if math.isfinite(error) and math.isfinite(power) else {}
 
 
@@ -114,7 +132,11 @@ def zero_lines(errors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[st
 
 
 def report_document(
-    delta_id: str, errors: Mapping[str, Mapping[str, Mapping[str, Any]]], warnings: Sequence[str]
+    delta_id: str,
+    errors: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    warnings: Sequence[str],
+    use: CalibrationUse,
+    bits: Bits,
 ) -> dict[str, Any]:
     """`report.json` under `hfq.report/1`: normalised mean squared errors per site, block and expert; null where the
     original is nothing but zeros.
@@ -122,8 +144,11 @@ def report_document(
     Args:
         errors: role -> quantized site -> result of `measure_site`.
         warnings: what the conversion had to say, one line each.
+        use: which calibration measured the outputs, and which channels had no percentile.
+        bits: of the packed form.
     """
     experts: dict[str, Any] = {}
+    sparse = use.sparse_counts()
     for role, sites in errors.items():
         blocks: dict[str, list[Mapping[str, Any]]] = {}
         shown: dict[str, Any] = {}
@@ -136,6 +161,9 @@ def report_document(
                 "output_nmse": _ratio([entry], "output"),
                 "bits_per_weight": entry["bits_per_weight"],
             }
+            channels = use.sparse.get(role, {}).get(site)
+            if channels is not None:
+                shown[site]["sparse_channels"] = {"floor": channels.floor, "maximum": channels.maximum}
         everything = list(sites.values())
         experts[role] = {
             "weight_nmse": _ratio(everything, "weight") if everything else None,
@@ -146,4 +174,15 @@ def report_document(
             },
             "sites": shown,
         }
-    return {"schema": "hfq.report/1", "delta": delta_id, "warnings": list(warnings), "experts": experts}
+        if role in sparse:
+            experts[role]["sparse_channels"] = sparse[role]
+    document: dict[str, Any] = {
+        "schema": "hfq.report/1",
+        "delta": delta_id,
+        "warnings": list(warnings),
+        "experts": experts,
+        "bits_per_weight": {"quantized": bits.quantized, "model": bits.model},
+    }
+    if use.calibration is not None and use.measured:
+        document["measured_with"] = {"calibration": use.calibration.id, "prompts": len(use.calibration.prompt_hashes)}
+    return document

@@ -16,6 +16,7 @@ from .apply import base_mismatch
 from .checkpoint import Checkpoint
 from .delta import Delta, load_delta
 from .finite import NonFinite
+from .identity import same_weights
 from .plain_site import PlainSite
 from .progress import Progress, Silent
 from .restore import check_site_digest, restore_site
@@ -142,6 +143,8 @@ def verify(
             result.mismatches.append(mismatch)
             if first_only:
                 return result
+    for warning in same_weights(base.experts[name].known_root for name in roles):
+        (progress or Silent()).note(f"warning: {warning}")
     return result
 
 

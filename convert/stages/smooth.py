@@ -26,14 +26,16 @@ _ROWS: Final = 64
 
 
 def activation_statistic(statistics: GroupStatistics, options: Mapping[str, Any], where: str) -> Tensor:
-    """a_j, float64 [in_features], before its floor.
+    """a_j, float64 [in_features]; a percentile is no lower than its floor, others are before it.
 
     Raises:
-        CalibrationRangeError: a percentile that the histogram cannot answer.
+        CalibrationRangeError: a number that is no percentile.
     """
     kind = options["statistic"]
     if kind == "percentile":
-        return statistics.channel_percentile(float(options["percentile"]), where)
+        return statistics.channel_percentile(
+            float(options["percentile"]), float(options["activation_floor"]), where
+        ).values
     return statistics.channel_max() if kind == "max" else statistics.channel_rms()
 
 

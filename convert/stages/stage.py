@@ -52,6 +52,12 @@ class StageInput:
             values = op.on_channels(values)
         return values
 
+    def carrying(self, channels: Tensor) -> Tensor:
+        """Which channels carry anything, bool [in_features], as the ops before have left them."""
+        for op in self.ops:
+            channels = op.on_carrying(channels)
+        return channels
+
     def activation(self, rows: Tensor) -> Tensor:
         """Input rows BF16 [rows, in_features] as the ops before leave them."""
         for op in self.ops:
@@ -64,28 +70,24 @@ class StageResult:
     """What a stage adds to a site.
 
     Attributes:
-        op: the runtime op, as in `ops` of a delta.
+        op: the runtime op, as in `ops` of a delta; None when the stage leaves the site as it is.
         state: tensors to store, by local name.
         quantized: the weight's codes, from a stage that chooses them.
         search: what a choice that waits for other sites is made from.
+        rounded: why a stage that chooses codes has left the weight to plain rounding.
     """
 
-    op: Mapping[str, Any]
+    op: Mapping[str, Any] | None
     state: Mapping[str, Tensor] = field(default_factory=dict)
     quantized: QuantizedWeight | None = None
     search: Mapping[str, Any] | None = None
+    rounded: str | None = None
 
 
 Stage = Callable[[StageInput], StageResult]
 
 
 def pooled_rows(statistics: GroupStatistics, limit: int) -> Tensor:
-    """At most `limit` kept rows of all timestep bins, BF16 [rows, in_features], each bin with its share.
-
-    Rows are kept by rising digest, so that the first ones of a bin are as good a sample as any.
-    """
-    bins = [statistics.inputs[index] for index in sorted(statistics.inputs)]
-    total = sum(kept.shape[0] for kept in bins)
-    if total > limit:
-        bins = [kept[: max(1, kept.shape[0] * limit // total)] for kept in bins]
-    return torch.cat(bins)
+    """The rows of `GroupStatistics.first_rows` as one, BF16 [rows, in_features]."""
+    bins = statistics.first_rows(limit)
+    return torch.cat(bins) if bins else torch.empty(0, statistics.channels, dtype=torch.bfloat16)

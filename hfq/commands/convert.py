@@ -20,7 +20,11 @@ __all__ = ["convert_command"]
 @click.command("convert")
 @click.argument("model")
 @click.option("--recipe", required=True, help="Preset name (see `hfq recipes`) or a TOML or JSON file.")
-@click.option("--calibration", type=click.Path(), help="Calibration folder, from `hfq calibrate`.")
+@click.option(
+    "--calibration",
+    type=click.Path(),
+    help="Calibration folder, from `hfq calibrate`; where the recipe needs none, its kept inputs measure outputs.",
+)
 @click.option(
     "--analysis", type=click.Path(), help="From `hfq analyze`: analysis.json or its folder, to select blocks by score."
 )
@@ -36,7 +40,8 @@ __all__ = ["convert_command"]
     "--dry-run",
     "only_plan",
     is_flag=True,
-    help="Print the routing, the predicted size, memory and time; write nothing.",
+    help="Print the routing, warnings, the predicted size, memory and time; write nothing. Ends as a conversion would "
+    "where recipe, calibration or output do not fit.",
 )
 @click.option(
     "--no-file-hashes",
@@ -79,7 +84,10 @@ def convert_command(
     from hfq.convert.delta_inspect import describe_delta
     from hfq.convert.dry_run import dry_run
     from hfq.convert.prompts import read_prompts
+    from hfq.schema.atomic import refuse_existing
 
+    if out is not None:
+        refuse_existing(Path(out), resume=resume)
     prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
     with open_checkpoint(model, role=role, allow_non_finite=allow_non_finite) as checkpoint:
         if only_plan:
@@ -108,9 +116,10 @@ def convert_command(
 
 
 def _plan_text(planned: dict[str, Any]) -> str:
-    from hfq.convert.delta_inspect import routing_lines
+    from hfq.convert.delta_inspect import rounded_lines, routing_lines, sparse_lines
 
     lines = [f"recipe      {planned['recipe']}", *routing_lines(planned["routing"])]
+    lines += [*sparse_lines(planned["sparse"]), *rounded_lines(planned["rounded"])]
     lines.append(
         f"delta       about {format_bytes(planned['delta_bytes'])} ({format_bytes(planned['base_bytes'])} base)"
     )
@@ -121,12 +130,23 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _result_text(delta: Delta, described: dict[str, Any], checkpoint: Checkpoint, out: Path) -> str:
-    from hfq.convert.delta_inspect import clip_lines, error_lines, routing_lines, short_id
+    from hfq.convert.delta_inspect import (
+        bits_lines,
+        clip_lines,
+        error_lines,
+        rounded_lines,
+        routing_lines,
+        short_id,
+        sparse_lines,
+    )
 
     lines = [f"delta       {short_id(delta.id)}  in {out}", f"recipe      {delta.recipe.name}"]
     lines += routing_lines(described["routing"])
     lines += clip_lines(described["clip"])
-    lines += error_lines(described["error"], fitted=described["fitted"])
+    lines += sparse_lines(described["sparse"])
+    lines += rounded_lines({role: len(sites) for role, sites in described["rounded"].items()})
+    lines += bits_lines(described)
+    lines += error_lines(described)
     size, base = format_bytes(described["delta_bytes"]), format_bytes(described["base_bytes"])
     lines.append(f"size        {size} with all its documents, for a base of {base}")
     allowed = " --allow-non-finite" if checkpoint.allow_non_finite else ""

@@ -221,7 +221,7 @@ def _bits_of(folder: Path) -> float | None:
     from hfq.convert.delta_inspect import inspect_delta
 
     try:
-        bits: float | None = inspect_delta(str(folder))[0]["restored_bits_per_weight"]
+        bits: float | None = inspect_delta(str(folder))[0]["model_bits_per_weight"]
     except HfqError:  # a folder that cannot be read ranks last; whoever uses the delta is told why
         return None
     return bits

@@ -9,6 +9,7 @@ import click
 
 from hfq.commands.scores import score_documents, score_lines
 from hfq.console import emit, format_bytes, json_option, note
+from hfq.convert.identity import same_weights
 from hfq.paths import note_absence
 from hfq.registry import DeltaRecord, DeltaSummary, Filters, open_registry, render_mermaid, render_text
 from hfq.registry.clips.clip_document import Variant
@@ -56,7 +57,8 @@ def register_command(
         return found
 
     asks = hub_copy is not None or bool(hub_bases)
-    registration = open_registry().admit(delta, aliases=aliases, ask_hub=ask if asks else None)
+    registry = open_registry()
+    registration = registry.admit(delta, aliases=aliases, ask_hub=ask if asks else None)
     if registration.is_new:
         status = "registered"
     elif registration.is_new_folder:
@@ -64,6 +66,8 @@ def register_command(
     else:
         status = "already registered"
     note(f"{status}: {printable(registration.folder, 1000)}")
+    for warning in same_weights(expert.bf16_root for expert in registry.get(registration.id).base.experts):
+        note(f"warning: {warning}")
     if found.copy is not None:
         note(f"on the Hub: {found.copy.repo}, commit {found.copy.commit}")
     for place in found.bases:

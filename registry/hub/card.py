@@ -127,10 +127,10 @@ def render_card(document: Mapping[str, Any], report: Mapping[str, Any] | None, f
         f"{_NAMES[weight]} weights, {_NAMES[activation]} activations (W{_BITS[weight]}A{_BITS[activation]}), made with "
         f"`hfq`, recipe `{recipe['name']}`. " + plain(recipe["description"]),
         "## Restore\n\n" + _restore(facts),
-        "## Delta\n\n" + _delta(document),
+        "## Delta\n\n" + _delta(document, report),
         "## Base\n\n" + _base(document, facts),
         "## Routing\n\n" + _routing(document),
-        "## Errors\n\n" + _errors(report),
+        "## Errors\n\n" + _errors(document, report),
         "## Scores\n\n" + render_recorded(facts.recorded),
     ]
     return _front_matter(document, facts) + "\n" + "\n\n".join(section.strip() for section in sections) + "\n"
@@ -163,7 +163,7 @@ def _restore(facts: CardFacts) -> str:
     )
 
 
-def _delta(document: Mapping[str, Any]) -> str:
+def _delta(document: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     recipe, calibration, state = document["recipe"], document["calibration"], document["state"]
     rows = [
         ("id", f"`{document['id']}`"),
@@ -173,7 +173,14 @@ def _delta(document: Mapping[str, Any]) -> str:
         ("calibration", _calibration(calibration)),
         ("state file", f"{size_text(state['size_bytes'])}, {state['tensors']} tensors, SHA-256 `{state['sha256']}`"),
     ]
+    if report is not None and "bits_per_weight" in report:
+        rows.append(("restored, packed", _bits(report["bits_per_weight"])))
     return table(("", ""), rows)
+
+
+def _bits(bits: Mapping[str, Any]) -> str:
+    of_quantized = "" if bits["quantized"] is None else f"{bits['quantized']:.4f} bits per quantized weight, "
+    return f"{of_quantized}{bits['model']:.4f} bits per weight over the whole model"
 
 
 def _calibration(calibration: Mapping[str, Any] | None) -> str:
@@ -220,7 +227,7 @@ def _routing(document: Mapping[str, Any]) -> str:
     return table(("expert", "route", "linears", "blocks", "reason"), rows)
 
 
-def _errors(report: Mapping[str, Any] | None) -> str:
+def _errors(document: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     if report is None:
         return "This delta has no `report.json`."
     rows = []
@@ -229,11 +236,15 @@ def _errors(report: Mapping[str, Any] | None) -> str:
         worst = max((pair for pair in known if pair[0] is not None), default=None)
         worst_text = f"`{worst[1]}` {worst[0]:.2e}" if worst else "none"
         rows.append((role, _nmse(expert["weight_nmse"]), _nmse(expert["output_nmse"]), worst_text))
+    measured, decided = report.get("measured_with"), document["calibration"]
+    note = ""
+    if measured is not None and decided is None:
+        note = f" Outputs were measured on calibration `{measured['calibration'][:12]}`, which decided nothing."
     experts = table(("expert", "weights", "outputs of linears", "worst weight"), rows)
     warnings = "".join(f"\n- {plain(text)}" for text in report["warnings"])
     return (
         "Normalised mean squared error against the base, measured while converting; `report.json` has every linear."
-        f"\n\n{experts}" + (f"\n\nWarnings:\n{warnings}" if warnings else "")
+        f"{note}\n\n{experts}" + (f"\n\nWarnings:\n{warnings}" if warnings else "")
     )
 
 

@@ -180,7 +180,7 @@ def test_a_note_about_an_unneeded_calibration_is_on_stderr(
         tmp_path / "delta", "--json",
     )  # fmt: skip
     assert code == 0
-    assert "ignored" in err
+    assert "measuring alone" in err
     json.loads(out)
 
 

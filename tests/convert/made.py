@@ -39,8 +39,20 @@ def inputs_of(role: str, group: str, channels: int) -> Tensor:
     return (torch.randn(2, ROWS, channels, generator=generator) * loud).bfloat16()
 
 
-def write_calibration(folder: Path, checkpoint: Checkpoint, roles: tuple[str, ...] | None = None) -> Path:
-    """A calibration folder of `inputs_of`, one step with both branches, without running a model."""
+def write_calibration(
+    folder: Path,
+    checkpoint: Checkpoint,
+    roles: tuple[str, ...] | None = None,
+    *,
+    kept: int = 32,
+    change: Callable[[str, Tensor], Tensor] = lambda group, x: x,
+) -> Path:
+    """A calibration folder of `inputs_of`, one step with both branches, without running a model.
+
+    Args:
+        kept: rows of each input that are kept.
+        change: edits the inputs of a group.
+    """
     folder.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     experts = {role: expert for role, expert in checkpoint.experts.items() if roles is None or role in roles}
@@ -49,7 +61,7 @@ def write_calibration(folder: Path, checkpoint: Checkpoint, roles: tuple[str, ..
             prefix = f"{role}/{site.input_group}"
             if f"{prefix}/max" in tensors:
                 continue
-            x = inputs_of(role, site.input_group, site.in_features)
+            x = change(site.input_group, inputs_of(role, site.input_group, site.in_features))
             histogram = Histogram.empty(site.in_features)
             histogram.add(x.reshape(-1, site.in_features))
             tensors |= {
@@ -58,9 +70,10 @@ def write_calibration(folder: Path, checkpoint: Checkpoint, roles: tuple[str, ..
                 f"{prefix}/count": torch.tensor([ROWS, ROWS]),
                 f"{prefix}/histogram/all": histogram.counts,
                 f"{prefix}/top/all": histogram.top,
-                f"{prefix}/inputs/bin0": x[0, :32],
-                f"{prefix}/digests/bin0": torch.arange(32, dtype=torch.uint8)[:, None].expand(32, 32).contiguous(),
             }
+            if kept:
+                tensors[f"{prefix}/inputs/bin0"] = x[0, :kept]
+                tensors[f"{prefix}/digests/bin0"] = torch.arange(kept, dtype=torch.uint8)[:, None].repeat(1, 32)
     sha256 = write_safetensors(folder / "statistics.safetensors", tensors)
     calls = [{"step": 0, "t": 999.0, "branch": branch, "bin": 0} for branch in _BRANCHES]
     document: dict[str, Any] = {
@@ -79,7 +92,7 @@ def write_calibration(folder: Path, checkpoint: Checkpoint, roles: tuple[str, ..
             "pipeline": "test", "scheduler": "test", "shift": None, "boundary": None, "steps": 1,
             "guidance": dict.fromkeys(experts, 3.0), "height": 8, "width": 8, "frames": 1, "seed": 0,
             "negative_prompt": "", "max_sequence_length": None, "dtype": "bfloat16", "image": None, "rows": "all",
-            "by": [], "keep_inputs": 32, "components": {},
+            "by": [], "keep_inputs": kept, "components": {},
         },
         "histogram": {"bins_per_octave": 16, "octaves": 8},
         "schedule": {role: {"calls": calls, "edges": [600.0, 300.0]} for role in experts},

@@ -14,10 +14,12 @@ from torch import Tensor
 import hfq
 from hfq.convert.accumulator import Accumulator
 from hfq.convert.calibration import GroupStatistics, file_sha256, load_calibration
+from hfq.convert.calibration_merge import merge_groups
 from hfq.convert.prompts import Prompt
 from hfq.schema.errors import CalibrationBaseError, CalibrationRangeError, DigestMismatchError, MissingTensorError
 
 GROUP = "blocks.3.self_attn.qkv"
+FLOOR = 1e-3
 
 
 def statistics_of(*calls: Tensor, rows: int | None = None, flush: bool = False) -> GroupStatistics:
@@ -80,29 +82,59 @@ def test_percentiles_of_a_group() -> None:
     found = statistics_of(*calls)
     every = torch.cat(calls).double().abs().numpy()
     for p in (90.0, 99.0, 99.5):
-        error = np.abs(found.channel_percentile(p, "here").numpy() / np.percentile(every, p, axis=0) - 1)
+        error = np.abs(found.channel_percentile(p, FLOOR, "here").values.numpy() / np.percentile(every, p, axis=0) - 1)
         assert error.max() <= 0.03
-    assert torch.equal(found.channel_percentile(100.0, "here"), found.channel_max())
+    assert torch.equal(found.channel_percentile(100.0, FLOOR, "here").values, found.channel_max())
 
 
 def test_no_percentile_is_above_the_maximum() -> None:
     found = statistics_of(torch.full((10, 1), 1.0).bfloat16())
-    assert float(found.channel_percentile(99.9, "here")) == 1.0
+    assert float(found.channel_percentile(99.9, FLOOR, "here").values) == 1.0
 
 
-def test_a_percentile_below_the_window_names_channel_and_way_out() -> None:
-    x = torch.full((1000, 3), 0.5)
-    x[:, 1] = 1e-5
-    x[0, 1] = 80.0
-    with pytest.raises(
-        CalibrationRangeError, match=r"1 of 3 channels \(first: channel 1\).*expected a percentile of at least"
-    ):
-        statistics_of(x.bfloat16()).channel_percentile(99.0, "blocks.0.ffn.2")
+@pytest.mark.parametrize(("loudest", "floored"), [(80.0, False), (0.1, True), (0.13, True), (0.25, False)])
+def test_a_sparse_channel_takes_the_floor_or_its_maximum(loudest: float, floored: bool) -> None:
+    """One row in two thousand is loud, the others as good as silent: the octaves below the loud one end above the floor
+    or not. A channel of zeros is no sparse one, nor is one whose percentile the samples do tell."""
+    x = torch.full((2000, 4), 0.5)
+    x[:, 1] = 1e-6
+    x[700, 1] = loudest
+    x[:, 2] = 0.0
+    found = statistics_of(x.bfloat16()).channel_percentile(99.9, FLOOR, "blocks.0.ffn.2")
+    assert found.floored.tolist() == [False, floored, False, False]
+    assert found.maxed.tolist() == [False, not floored, False, False]
+    expected = FLOOR if floored else float(torch.tensor(loudest).bfloat16())
+    assert found.values[1:3].tolist() == [expected, FLOOR]
+    assert found.values[[0, 3]].tolist() == pytest.approx([0.5, 0.5], rel=0.03)
+
+
+def test_a_channel_that_no_sampled_row_sees() -> None:
+    """The maximum sees every row, the histogram a sample: that the percentile is 0 rests on luck, and is counted."""
+    x = torch.zeros(4000, 2)
+    x[1, 0] = 5.0
+    found = statistics_of(x.bfloat16(), rows=10)
+    assert found.channel_max().tolist() == [5.0, 0.0]
+    told = found.channel_percentile(99.9, FLOOR, "here")
+    assert told.values.tolist() == [FLOOR, FLOOR]
+    assert told.floored.tolist() == [True, False]
+    assert not bool(told.maxed.any())
+
+
+def test_merged_histograms_tell_the_same_percentile() -> None:
+    """A channel that is loud in one part alone: the window of the other part moves up when they are joined."""
+    first, second = torch.full((1500, 1), 1e-4).bfloat16(), torch.full((1500, 1), 1e-4).bfloat16()
+    second[3] = 40.0
+    together = statistics_of(torch.cat([first, second])).channel_percentile(99.9, FLOOR, "here")
+    parts = statistics_of(first)
+    other = statistics_of(second)
+    joined = merge_groups([parts, other], 0).channel_percentile(99.9, FLOOR, "here")
+    assert joined.values.tolist() == together.values.tolist() == [40.0]
+    assert joined.maxed.tolist() == [True]
 
 
 def test_not_a_percentile() -> None:
     with pytest.raises(CalibrationRangeError):
-        statistics_of(torch.ones(2, 2).bfloat16()).channel_percentile(101.0, "here")
+        statistics_of(torch.ones(2, 2).bfloat16()).channel_percentile(101.0, FLOOR, "here")
 
 
 def test_what_a_calibration_says(tiny_calibration: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from hfq.convert.architecture import Site
 from hfq.convert.bf16 import to_bf16
+from hfq.convert.few_rows import judge_rows
 from hfq.convert.gptq import Hif4Rounder, hessian, inverse_factor, proxy_error, quantize_columns
-from hfq.convert.group_statistics import GroupStatistics
+from hfq.convert.group_statistics import GroupStatistics, different_rows, row_numbers
 from hfq.convert.ops import ColumnsOp, MaskOp, Op
 from hfq.convert.recipe import Recipe
 from hfq.convert.restore import restore_weight, transform_weight
@@ -22,7 +23,7 @@ from hfq.convert.stages.stage import StageInput
 from hfq.convert.threads import single_thread
 from hfq.convert.weights import quantize_activation
 from hfq.formats import hif4, hif4_reference
-from hfq.schema.errors import HessianError, NonFiniteWeightError
+from hfq.schema.errors import HessianError, NonFiniteWeightError, TooFewRowsError
 
 Doubles = npt.NDArray[np.float64]
 DAMP = 0.05
@@ -397,3 +398,87 @@ def test_the_stage_names_the_site_it_cannot_do() -> None:
     weight[3, 10] = 3e38  # finite, but not after its error has been carried on
     with pytest.raises(NonFiniteWeightError, match=r"low_noise a\.site"):
         gptq(stage_input(to_bf16(weight), []))
+
+
+def test_a_channel_that_is_silent_in_the_kept_rows_alone_is_not_lost() -> None:
+    """The maximum of every row says that channel 7 carries something: its column is rounded, not zeroed. Channel 8
+    never carries anything."""
+    weight = to_bf16(gaussian(24, CHANNELS, 9))
+    given = stage_input(weight, [])
+    assert given.statistics is not None
+    for kept in given.statistics.inputs.values():
+        kept[:, 7:9] = 0
+    given.statistics.max[:] = 1.0
+    given.statistics.max[:, 8] = 0.0
+    found = gptq(given).quantized
+    assert isinstance(found, hif4.Hif4Tensor)
+    values = found.dequantize(torch.float32)
+    assert float((values[:, 7] - weight[:, 7].float()).square().sum() / weight[:, 7].float().square().sum()) < 0.05
+    assert not bool(values[:, 8].any())
+
+
+def few(rows: int, seed: int) -> torch.Tensor:
+    """Independent inputs with unequal channels: whatever looks like a correlation among few of them is chance."""
+    random = np.random.default_rng(seed)
+    return to_bf16(torch.from_numpy(random.standard_normal((rows, CHANNELS))).float())
+
+
+def test_codes_that_fit_nothing_but_their_rows_are_given_up() -> None:
+    """40 rows of noise for 150 channels: on other rows GPTQ does worse than rounding, and the stage finds out."""
+    weight = to_bf16(gaussian(24, CHANNELS, 9))
+    used = {}
+    for chosen in (None, "warn"):
+        given = stage_input(weight, [], inputs="exact", **({} if chosen is None else {"few_rows": chosen}))
+        assert given.statistics is not None
+        rows = few(40, 1)
+        given.statistics.inputs.update({0: rows[:20], 2: rows[20:]})
+        used[chosen] = gptq(given)
+    assert used[None].op is None
+    assert used[None].rounded == "gptq: 40 different input rows for 150 channels: worse than rounding on rows left out"
+    fitted = used["warn"].quantized
+    assert isinstance(fitted, hif4.Hif4Tensor)
+    others = few(2000, 2).double()
+    exact = others @ weight.double().T
+    errors = [
+        float((others @ codes.dequantize(torch.float32).double().T - exact).square().sum())
+        for codes in (fitted, hif4.quantize(weight))
+    ]
+    assert errors[0] > errors[1]
+
+
+def test_codes_that_serve_other_rows_too_are_kept() -> None:
+    """75 rows for 150 channels, of ten strong directions; copies of a row add nothing to their number."""
+    weight = to_bf16(gaussian(24, CHANNELS, 9))
+    given = stage_input(weight, [], inputs="exact")
+    assert given.statistics is not None
+    random = np.random.default_rng(4)
+    directions = random.standard_normal((75, 10)) @ random.standard_normal((10, CHANNELS))
+    rows = to_bf16(torch.from_numpy(directions).float())
+    given.statistics.inputs.update({0: rows.repeat(3, 1), 2: rows})
+    found = gptq(given)
+    assert found.rounded is None
+    assert found.quantized is not None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "different", "judged"),
+    [
+        (None, 4, "round"), (None, 8, "try"), (None, 199, "try"), (None, 200, "enough"),
+        ("round", 49, "round"), ("round", 50, "try"), ("round", 200, "enough"),
+        ("refuse", 49, "error"), ("refuse", 50, "try"), ("warn", 1, "enough"), ("warn", 0, "round"),
+    ],
+)  # fmt: skip
+def test_what_few_different_rows_mean(chosen: str | None, different: int, judged: str) -> None:
+    stage = {"tokens": 4096, **({} if chosen is None else {"few_rows": chosen})}
+    if judged == "error":
+        with pytest.raises(TooFewRowsError, match=r"at least 50 different rows, found 49 of 1000"):
+            judge_rows(different, 1000, 100, stage, "site", "group")
+    else:
+        assert judge_rows(different, 1000, 100, stage, "site", "group") == judged
+
+
+def test_rows_are_numbered_by_their_values() -> None:
+    rows = torch.tensor([[1.0, 2.0], [0.0, -0.0], [2.0, 1.0], [1.0, 2.0], [1.0, 2.5]]).bfloat16()
+    assert row_numbers(rows).tolist() == [0, -1, 1, 0, 2]
+    assert different_rows(row_numbers(rows)) == 3
+    assert different_rows(row_numbers(rows[:0])) == different_rows(row_numbers(rows[1:2])) == 0

@@ -44,7 +44,7 @@ with hfq.open_checkpoint(base) as checkpoint:
 """
 
 
-def run_resumed(base: Path, calibration: Path, out: Path, made: Any = "tail-aware-hif4") -> None:
+def run_resumed(base: Path, calibration: Path | None, out: Path, made: Any = "tail-aware-hif4") -> None:
     with hfq.open_checkpoint(base) as checkpoint:
         hfq.quantize(checkpoint, made, calibration, out=out, resume=True).close()
 
@@ -197,7 +197,7 @@ def test_other_inputs_are_refused_field_by_field(
         run_resumed(small_base, small_calibration, unfinished, changed)
     deeper = write_checkpoint(tmp_path / "deeper", tiny(num_layers=3), "original-2.2", seed=None)
     with pytest.raises(ResumeMismatchError, match=r"base.high_noise.blocks.2"):
-        run_resumed(Path(deeper), small_calibration, unfinished, "rtn-hif4")
+        run_resumed(Path(deeper), None, unfinished, "rtn-hif4")
     assert unfinished.with_name("delta.partial").exists()
 
 

@@ -163,3 +163,11 @@ def test_every_preset_reads() -> None:
             assert load_recipe(name).name == name
         except HfqError as error:  # names the preset
             raise AssertionError(name) from error
+
+
+def test_few_rows_is_absent_unless_it_is_written() -> None:
+    """A default that was written out would be part of every recipe's digest, and change every id."""
+    assert "few_rows" not in recipe(stage("gptq")).stages[0]
+    assert recipe(stage("gptq", few_rows="round")).stages[0]["few_rows"] == "round"
+    with pytest.raises(HfqError, match="few_rows"):
+        recipe(stage("gptq", few_rows="maybe"))
