@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfq.schema.errors import UsageError
 
 from .clip import Clip, TimestepClock
-from .exact import ExactBuffers
+from .exact import ExactBuffers, rounded
 from .ops import MaskOp, Op
 from .restore import RestoredSite, effective_weight
 from .weights import quantize_activation
@@ -153,13 +153,22 @@ class QuantizedLinear(ExactBuffers, nn.Linear):
 
     def quantize_input(self, x: Tensor) -> Tensor:
         """The input [..., in_features] as it is multiplied: BF16, through the ops, quantized; BF16."""
-        x = x.to(torch.bfloat16)
-        for op in self._chain():
-            x = op.on_activation(x)
-        return self._quantize(x)
+        return self._branched(x)[0]
 
-    def _quantize(self, x: Tensor) -> Tensor:
-        return quantize_activation(x, self.activation, 1.0 if self.clip is None else self._headroom(self.clip))
+    def _branched(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The quantized input, and what the ops add to the product."""
+        dtype, branches = self.operand.dtype, []
+        chain, factor = self._chain(), None
+        if chain and isinstance(chain[-1], MaskOp):
+            factor = chain.pop().mask  # one pass over the input less
+        x = rounded(x)
+        for op in chain:
+            branch = op.branch(x, dtype)
+            if branch is not None:
+                branches.append(branch)
+            x = op.on_activation(x)
+        headroom = 1.0 if self.clip is None else self._headroom(self.clip)
+        return quantize_activation(x, self.activation, headroom, factor), branches
 
     def _headroom(self, clip: Clip) -> float:
         if self.clock is None:
@@ -182,14 +191,9 @@ class QuantizedLinear(ExactBuffers, nn.Linear):
 
     def _multiply(self, input: Tensor) -> Tensor:
         dtype = self.operand.dtype
-        x, branches = input.to(torch.bfloat16), []
-        for op in self._chain():
-            branch = op.branch(x, dtype)
-            if branch is not None:
-                branches.append(branch)
-            x = op.on_activation(x)
+        x, branches = self._branched(input)
         bias = None if self.bias is None else self.bias.to(dtype)
-        product = F.linear(self._quantize(x).to(dtype), self.operand, bias)
+        product = F.linear(x.to(dtype), self.operand, bias)
         for branch in branches:
             product = product + branch
         return product
