@@ -1,4 +1,4 @@
-"""Models that a delta cannot be put on because something stands around or inside them: it is named, with the way out."""
+"""Models that no delta can be put on, because of what stands around or inside them: it is named, with the way out."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What would take activation quantization or a change of weights away without a word is refused, and says the way out."""
+"""What would lose activation quantization or a change of weights without a word is refused, and says the way out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
