@@ -218,8 +218,8 @@ class QuantizedLinear(ExactBuffers, nn.Linear):
         """The quantized input, and what the ops add to the product."""
         dtype, branches = self.operand.dtype, []
         chain, factor = self._chain(), None
-        if chain and isinstance(chain[-1], MaskOp):
-            factor = chain.pop().mask  # one pass over the input less
+        if chain and isinstance(last := chain[-1], MaskOp):
+            factor, chain = last.mask, chain[:-1]  # one pass over the input less
         x = rounded(x)
         for op in chain:
             branch = op.branch(x, dtype)

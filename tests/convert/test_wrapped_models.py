@@ -108,7 +108,7 @@ def test_a_pipeline_whose_transformer_is_wrapped(small_base: Path, small_delta: 
         transformer_2 = torch.compile(build(small_base))
 
     before = snapshot(Pipeline.transformer)
-    with pytest.raises(UsageError, match="torch.compile") as caught:
+    with pytest.raises(UsageError, match=r"torch\.compile") as caught:
         hfq.apply(Pipeline(), small_delta)
     assert "low_noise" in str(caught.value)
     assert same(before, Pipeline.transformer)

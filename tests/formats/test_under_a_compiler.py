@@ -106,7 +106,7 @@ def test_hif8_bytes_and_the_other_formats(dtype: torch.dtype) -> None:
 
 
 def test_an_unknown_word_is_refused_there_too() -> None:
-    with pytest.raises(Exception, match="no such profile|profile"):
+    with pytest.raises(Exception, match="profile"):
         torch.compile(lambda x: hif4.qdq(x, profile="mine"))(torch.ones(2, 64))
     with pytest.raises(Exception, match="scale"):
         torch.compile(lambda x: hif8.qdq(x, scale="column"))(torch.ones(2, 64))
