@@ -50,6 +50,7 @@ results: install-dev
 # Speed against peers and limits, and the tables of docs/performance.md; some minutes on a machine with nothing else to do.
 bench: install-dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
+	$(BIN)/python benchmarks/generation.py --out benchmarks/results/generation.json
 	$(BIN)/python benchmarks/bench.py --out benchmarks/results --docs docs/performance.md
 
 # Whole commands and calibration at 14B widths, for the tables of `make bench`; much longer, 6 GB of disk.

@@ -55,6 +55,23 @@ def conversion_rows(document: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def generation_rows(document: Mapping[str, Any]) -> list[Row]:
+    """Quantized clips of the tiny Wan against BF16 ones, round by round."""
+    plain = document["seconds"]["bf16"]
+    return [
+        {
+            "work": f"generate {recipe}",
+            "label": f"clip of the tiny Wan, {document['steps']} steps, {recipe}",
+            "elements": None,
+            "threads": document["threads"],
+            "seconds": spread(seconds),
+            "against": {"bf16": {"seconds": spread(plain), "ratio": ratio(plain, seconds)}},
+        }
+        for recipe, seconds in document["seconds"].items()
+        if recipe != "bf16"
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A script of whole commands.
@@ -85,4 +102,5 @@ COMMANDS: Final = (
     Command(
         "Calibration statistics", "calibration_cost.py", "calibration-cost.json", calibration_rows, "a plain forward"
     ),
+    Command("Quantized clips", "generation.py", "generation.json", generation_rows, "a BF16 clip"),
 )

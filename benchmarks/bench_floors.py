@@ -33,6 +33,8 @@ COMMAND_BOUNDS: Final[Mapping[str, Mapping[str, Bound]]] = {
     "inspect": {"limit": Bound(1 / 1.15)},
     "convert": {"limit": Bound(1 / 1.5)},
     "statistics": {"plain": Bound(1 / 1.1)},
+    "generate tail-aware-hif4": {"bf16": Bound(1 / 1.6)},
+    "generate boundary-hif8": {"bf16": Bound(1 / 1.6)},
 }
 
 

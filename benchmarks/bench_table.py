@@ -21,6 +21,7 @@ NAMES: Final[Mapping[str, str]] = {
     "sha256": "limit: SHA-256",
     "limit": "limit: SHA-256 and kernel",
     "plain": "plain forward",
+    "bf16": "BF16 clip",
 }
 HEAD: Final = ("work", "threads", "against", "M elements/s", "GB/s", "times faster [least, most]", "bound", "committed")
 NOTHING: Final = "No figures yet: `make bench` puts them here."
@@ -118,6 +119,8 @@ _UNMEASURED: Final[Mapping[str, str]] = {
     "inspect": "`hfq inspect`: at most 1.15 times the limit",
     "convert": "`hfq convert --recipe rtn-hif4`: at most 1.5 times the limit",
     "statistics": "calibration statistics: at most 10 % over a plain forward",
+    "generate tail-aware-hif4": "clips of the tiny Wan, `tail-aware-hif4`: at most 1.6 times a BF16 clip",
+    "generate boundary-hif8": "clips of the tiny Wan, `boundary-hif8`: at most 1.6 times a BF16 clip",
 }
 
 

@@ -28,6 +28,7 @@ from .linear import QuantizedLinear
 from .restore import restore_site
 from .tensor_bytes import tensor_bytes
 from .transformer import keeps_fp32, set_tensor
+from .wrappers import refuse_wrapped
 
 __all__ = ["Replaced", "apply", "base_mismatch"]
 
@@ -67,7 +68,7 @@ def apply(
 
     Raises:
         MissingRoleError, UsageError: which expert a transformer is cannot be known, it has been quantized before, it is
-            in float16, offloaded or without weights; nothing was changed.
+            in float16, offloaded, wrapped (see `wrappers`) or without weights; nothing was changed.
         NonFiniteWeightError: the base holds NaN or infinity and nobody allowed it; nothing was changed.
         WrongBaseError, WrongRoleError: the weights are not the delta's base; nothing was changed.
         DigestMismatchError: a site came out different from what the delta says; the target must be loaded again.
@@ -133,9 +134,10 @@ class _Names:
         self.module = module
         # A module that stands in two places has its names twice.
         self.parameters = dict(module.named_parameters(remove_duplicate=False))
-        _check_state_of(module, role)
         wanted = delta.base_tensors(role)
         diffusers = {name: to_diffusers(name) for name in wanted}
+        refuse_wrapped(module, role, {*wanted, *diffusers.values()})
+        _check_state_of(module, role)
         plain = sum(name in self.parameters for name in wanted)
         is_diffusers = sum(name in self.parameters for name in diffusers.values()) >= plain
         self.local = diffusers if is_diffusers else {name: name for name in wanted}

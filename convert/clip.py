@@ -9,6 +9,7 @@ maps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,15 @@ class Clip:
         return cls((early, late), (first, second, third))
 
 
-class TimestepClock:
-    """Tells the quantized linears of one transformer which timestep bin its current forward is in.
+_RUNNING: ContextVar[tuple[tuple[TimestepClock, int | None], ...]] = ContextVar("hfq_running_forwards", default=())
+"""The forwards that run in this thread or task, outermost first: clock and timestep bin. Never of another thread."""
 
-    Install it on the transformer; from then on every call of the transformer sets it, and nobody else has to.
+
+class TimestepClock:
+    """Tells the quantized linears of one transformer which timestep bin the forward that calls them is in.
+
+    Install it on the transformer; from then on every call of the transformer sets it, and nobody else has to. Any
+    number of forwards may run at once, in threads or tasks or one inside another: each has its own bin.
 
     Args:
         role: expert, for messages.
@@ -66,19 +72,27 @@ class TimestepClock:
     def __init__(self, role: str, edges: Sequence[float]) -> None:
         self.role, self.edges = role, tuple(edges)
         self.consulted: set[tuple[str, int]] = set()
-        self._bin: int | None = None
 
     def install(self, transformer: nn.Module) -> None:
         """Hook the transformer's forward; works for diffusers' and for the original Wan module."""
         transformer.register_forward_pre_hook(_Start(self), with_kwargs=True, prepend=True)
         transformer.register_forward_hook(_Stop(self), always_call=True)
 
-    def start(self, timestep: Tensor | float) -> None:
+    def start(self, timestep: Tensor | float | None) -> None:
         """Begin a forward at a timestep: a number, one per clip [B], or one per token [B, tokens].
 
+        A forward that is refused has begun all the same: torch ends it like one that fails.
+
         Raises:
-            UsageError: the clips of a batch are in different bins.
+            UsageError: there is no timestep, or the clips of a batch are in different bins.
         """
+        around = _RUNNING.get()
+        _RUNNING.set((*around, (self, None)))
+        if timestep is None:
+            raise UsageError("the transformer was called without a timestep", where=self.role)
+        _RUNNING.set((*around, (self, self._bin_of(timestep))))
+
+    def _bin_of(self, timestep: Tensor | float) -> int:
         values = torch.as_tensor(timestep).detach().double().cpu()
         # Tokens of a given first frame have t = 0; the clip's own timestep is the largest.
         clips = values.reshape(-1, values.shape[-1]).amax(dim=1) if values.ndim > 1 else values.reshape(-1)
@@ -90,26 +104,31 @@ class TimestepClock:
                 found=", ".join(f"t = {float(t):g}" for t in clips[:8]),
                 todo="run clips of different timesteps one by one",
             )
-        self._bin = bins.pop()
+        return bins.pop()
 
     def stop(self) -> None:
-        """End the forward."""
-        self._bin = None
+        """End the innermost forward of this transformer."""
+        running = _RUNNING.get()
+        for index in reversed(range(len(running))):
+            if running[index][0] is self:
+                _RUNNING.set(running[:index] + running[index + 1 :])
+                return
 
     def consult(self, site: str) -> int:
-        """The current bin, for one site.
+        """The bin of the innermost forward, for one site.
 
         Raises:
-            UsageError: no forward of the transformer is running.
+            UsageError: no forward of the transformer is running in this thread.
         """
-        if self._bin is None:
+        found = next((index for clock, index in reversed(_RUNNING.get()) if clock is self), None)
+        if found is None:
             raise UsageError(
                 "the clip of this linear depends on the timestep",
                 where=f"{self.role} {site}",
-                todo="call the transformer, not the linear by itself",
+                todo="call the transformer, not the linear by itself, and the linear in the transformer's own thread",
             )
-        self.consulted.add((site, self._bin))
-        return self._bin
+        self.consulted.add((site, found))
+        return found
 
     def reset(self) -> None:
         """Forget what was consulted."""
@@ -124,12 +143,8 @@ class _Start:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # diffusers: forward(hidden_states, timestep, ...); original Wan: forward(x, t, context, seq_len).
-        for name in ("timestep", "t"):
-            if name in kwargs:
-                return self.clock.start(kwargs[name])
-        if len(args) < 2:
-            raise UsageError("the transformer was called without a timestep", where=self.clock.role)
-        return self.clock.start(args[1])
+        given = [kwargs[name] for name in ("timestep", "t") if name in kwargs]
+        self.clock.start(given[0] if given else args[1] if len(args) > 1 else None)
 
 
 class _Stop:

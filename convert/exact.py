@@ -1,4 +1,4 @@
-"""Modules whose buffers keep their bits through casts and moves."""
+"""Values that keep their bits: buffers through casts and moves, a rounding through a compiler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExactBuffers", "fp32_of"]
+from hfq.formats.rounding import round_to_bf16
+
+__all__ = ["ExactBuffers", "fp32_of", "rounded"]
 
 _HOLD_BF16: Final = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,6 +38,11 @@ class ExactBuffers(nn.Module):
             return tensor.to(moved.device) if id(tensor) in own and moved.dtype not in allowed else moved
 
         return super()._apply(exactly, recurse)  # type: ignore[no-untyped-call]
+
+
+def rounded(x: Tensor) -> Tensor:
+    """`x` in BF16, also in a model that is being compiled, where a cast to BF16 and back would be dropped."""
+    return round_to_bf16(x) if torch.compiler.is_compiling() else x.to(torch.bfloat16)
 
 
 def fp32_of(bits: Tensor) -> Tensor:

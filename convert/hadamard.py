@@ -57,11 +57,25 @@ def rotate(x: Tensor, signs: Tensor, block: int) -> Tensor:
     Source: Sylvester's construction of H_b; random signs as in QuaRot (arXiv 2404.00456).
     """
     _check(x, signs, block)
+    if torch.compiler.is_compiling():
+        found: Tensor = torch.ops.hfq.rotate(x.detach(), signs, block)
+        return found
     rotated = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     for rows, target in _tiles(x, rotated, block):
         torch.mul(rows, signs, out=target)
         _transform(target, block)
     return rotated
+
+
+@torch.library.custom_op("hfq::rotate", mutates_args=(), schema="(Tensor x, Tensor signs, int block) -> Tensor")
+def _rotate_op(x: Tensor, signs: Tensor, block: int) -> Tensor:
+    """`rotate` as one step of a model that is being compiled."""
+    return rotate(x, signs, block)
+
+
+@_rotate_op.register_fake
+def _rotate_shape(x: Tensor, signs: Tensor, block: int) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.float32, device=x.device)
 
 
 def unrotate(x: Tensor, signs: Tensor, block: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfq.schema.errors import UsageError
 
 from .clip import Clip, TimestepClock
-from .exact import ExactBuffers
+from .exact import ExactBuffers, rounded
 from .ops import MaskOp, Op
 from .restore import RestoredSite, effective_weight
 from .weights import quantize_activation
@@ -20,6 +20,11 @@ from .weights import quantize_activation
 __all__ = ["QuantizedLinear", "ReadOnlyWeight"]
 
 _ADVICE: Final = "write to the base instead and convert again, or remove the delta by reloading the model"
+_CLONE: Final = "call the linears one by one as they are; for a model of effective weights alone take `.weight.clone()`"
+_COMFY: Final = "use diffusers' LoRA loading, or merge the LoRA into the base and convert again"
+
+
+_DTYPES: Final = (torch.bfloat16, torch.float32, torch.float64, torch.float16)
 
 
 class ReadOnlyWeight(Tensor):
@@ -37,6 +42,7 @@ class ReadOnlyWeight(Tensor):
         # An operator of `torch.ops` is called `add_.Tensor`.
         name = getattr(func, "__name__", "").partition(".")[0]
         keywords = dict(kwargs or {})
+        _refuse_copies_that_lose(name, [*args, *keywords.values()])
         # `torch.nn.init` passes its tensor by name.
         target = (args[:1] or list(keywords.values())) if _writes(name) else []
         written = [keywords.get("out"), *target]
@@ -63,6 +69,27 @@ class ReadOnlyWeight(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Stored as an ordinary tensor, so that reading it needs nothing of this package."""
         return self.as_subclass(Tensor).clone().__reduce_ex__(protocol)
+
+
+_FUSING: Final = frozenset({"cat", "concat", "concatenate", "hstack", "vstack", "row_stack", "column_stack"})
+
+
+def _refuse_copies_that_lose(name: str, values: Sequence[Any]) -> None:
+    """Refuse to make a plain linear of effective weights: it would multiply inputs that are not quantized.
+
+    Raises:
+        UsageError: weights joined into one (fused projections), a product with one as the weight, or one copied into
+            the parameter of another module.
+    """
+    what = None
+    if name in _FUSING and sum(isinstance(value, ReadOnlyWeight) for value in _flat(values)) > 1:
+        what = "fusing the weights of quantized linears would lose the quantization of their inputs"
+    elif name == "linear" and isinstance(values[1], ReadOnlyWeight):
+        what = "a product with the effective weight would lose the quantization of its input"
+    elif name == "copy_" and isinstance(values[0], nn.Parameter) and isinstance(values[1], ReadOnlyWeight):
+        what = "a copy of the effective weight in another module would lose the quantization of its input"
+    if what is not None:
+        raise UsageError(what, found=name, todo=_CLONE)
 
 
 _READING: Final = frozenset({"__index__", "__int__", "__invert__", "__iter__", "requires_grad_"})
@@ -149,17 +176,58 @@ class QuantizedLinear(ExactBuffers, nn.Linear):
             raise UsageError(
                 "the weight of a quantized linear is read-only", where=f"{self.role} {self.site}", todo=_ADVICE
             )
+        if name in ("weight_function", "bias_function") or "comfy_" in name:
+            # ComfyUI's patcher walks over parameters, and the weight is none: what it adds to weights would be lost.
+            what = "ComfyUI's model patcher cannot patch a quantized linear: a LoRA on it would be lost"
+            raise UsageError(what, where=f"{self.role} {self.site}", found=name, todo=_COMFY)
         super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take the bias.
+
+        Raises:
+            UsageError: any other name: pruning, weight norm and the like put their own parameters beside a weight.
+        """
+        if name != "bias":
+            what = "a quantized linear has no parameter but its bias"
+            raise UsageError(what, where=f"{self.role} {self.site}", found=name, todo=_ADVICE)
+        super().register_parameter(name, param)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def kept_exactly(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if tensor.is_floating_point() and moved.dtype not in _DTYPES:
+                raise UsageError(
+                    "a quantized linear in a dtype that does not hold its numbers",
+                    where=f"{self.role} {self.site}",
+                    expected="bfloat16 or float32; float16 rounds results",
+                    found=str(moved.dtype).removeprefix("torch."),
+                    todo="leave it out of layerwise casting: skip_modules_classes=(torch.nn.Linear,)",
+                )
+            return moved
+
+        if self.bias is not None:
+            kept_exactly(self.bias)  # before anything is changed
+        return super()._apply(kept_exactly, recurse)
 
     def quantize_input(self, x: Tensor) -> Tensor:
         """The input [..., in_features] as it is multiplied: BF16, through the ops, quantized; BF16."""
-        x = x.to(torch.bfloat16)
-        for op in self._chain():
-            x = op.on_activation(x)
-        return self._quantize(x)
+        return self._branched(x)[0]
 
-    def _quantize(self, x: Tensor) -> Tensor:
-        return quantize_activation(x, self.activation, 1.0 if self.clip is None else self._headroom(self.clip))
+    def _branched(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The quantized input, and what the ops add to the product."""
+        dtype, branches = self.operand.dtype, []
+        chain, factor = self._chain(), None
+        if chain and isinstance(last := chain[-1], MaskOp):
+            factor, chain = last.mask, chain[:-1]  # one pass over the input less
+        x = rounded(x)
+        for op in chain:
+            branch = op.branch(x, dtype)
+            if branch is not None:
+                branches.append(branch)
+            x = op.on_activation(x)
+        headroom = 1.0 if self.clip is None else self._headroom(self.clip)
+        return quantize_activation(x, self.activation, headroom, factor), branches
 
     def _headroom(self, clip: Clip) -> float:
         if self.clock is None:
@@ -182,14 +250,9 @@ class QuantizedLinear(ExactBuffers, nn.Linear):
 
     def _multiply(self, input: Tensor) -> Tensor:
         dtype = self.operand.dtype
-        x, branches = input.to(torch.bfloat16), []
-        for op in self._chain():
-            branch = op.branch(x, dtype)
-            if branch is not None:
-                branches.append(branch)
-            x = op.on_activation(x)
+        x, branches = self._branched(input)
         bias = None if self.bias is None else self.bias.to(dtype)
-        product = F.linear(self._quantize(x).to(dtype), self.operand, bias)
+        product = F.linear(x.to(dtype), self.operand, bias)
         for branch in branches:
             product = product + branch
         return product
@@ -216,15 +279,17 @@ class QuantizedLinear(ExactBuffers, nn.Linear):
     ) -> None:
         key = prefix + "weight"
         given = state_dict.get(key)
+        if given is not None and not self._is_own(given):
+            error_msgs.append(f"{key}: the weight of a quantized linear is read-only; {_ADVICE}")
+            return  # a bias that goes with another weight is not taken either
+        if given is None and strict:
+            missing_keys.append(key)
         rest = {name: value for name, value in state_dict.items() if name != key}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        if given is None:
-            if strict:
-                missing_keys.append(key)
-        elif given.shape != (self.out_features, self.in_features) or not torch.equal(
-            given.to(self.operand), self.weight.as_subclass(Tensor)
-        ):
-            error_msgs.append(f"{key}: the weight of a quantized linear is read-only; {_ADVICE}")
+
+    def _is_own(self, weight: Tensor) -> bool:
+        own = self.weight.as_subclass(Tensor)
+        return weight.shape == own.shape and torch.equal(weight.to(own), own)
 
 
 def _place(source: nn.Linear) -> tuple[torch.device, torch.dtype]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .exact import ExactBuffers, fp32_of
+from .exact import ExactBuffers, fp32_of, rounded
 from .hadamard import rotate, rotation_signs, unrotate
 from .truncated_svd import add_low_rank, subtract_low_rank
 
@@ -180,7 +180,7 @@ class ColumnsOp(Op):
     def branch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The chosen channels in BF16, times the kept columns."""
         assert self.kept is not None
-        chosen = x.index_select(-1, self.columns).to(torch.bfloat16)
+        chosen = rounded(x.index_select(-1, self.columns))
         return F.linear(chosen.to(dtype), self.kept.to(dtype))
 
     def kept_bits(self) -> int:

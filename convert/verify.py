@@ -21,7 +21,7 @@ from .plain_site import PlainSite
 from .progress import Progress, Silent
 from .restore import check_site_digest, restore_site
 from .row_works import PlainRows
-from .scan import RowWork, ScannedTensor
+from .scan import RowWork, Scan, ScannedTensor
 from .tensor_bytes import tensor_bytes
 
 __all__ = ["Mismatch", "Verification", "verify"]
@@ -49,8 +49,8 @@ class Verification:
 
     Attributes:
         delta_id: 64 hex digits.
-        tensors: base tensors compared, per expert.
-        sites: sites restored and compared, per expert.
+        tensors: base tensors compared, per expert; those up to the first mismatch with `first_only`.
+        sites: sites restored and compared, per expert, likewise.
         kept: sites kept, per expert.
         non_finite: what the base holds that is no finite number, per expert that holds such, and was allowed.
         mismatches: in the order found; empty when everything is as it should be.
@@ -110,7 +110,8 @@ def verify(
         delta: opened, or its folder. Opening it already checks its schema, id, state file and routing.
         base: the checkpoint to verify against.
         role: one expert only.
-        first_only: report the first mismatch, in file order, alone.
+        first_only: report the first mismatch, in file order, alone, and stop there: nothing after it is restored. Goes
+            through the base one tensor after another, so that a sound base takes longer than otherwise.
         trust_witness: do not hash files of the base again that this machine has hashed before and that have not changed
             since; every site is restored and compared all the same.
 
@@ -139,10 +140,23 @@ def verify(
                 todo="give both experts, or one with --expert",
             )
     for name in roles:
-        for mismatch in _verify_expert(delta, base, name, result, progress or Silent(), trust_witness):
-            result.mismatches.append(mismatch)
-            if first_only:
-                return result
+        quantized = frozenset(delta.quantized(name))
+        result.kept[name] = len(delta.routes[name]) - len(quantized)
+        scan = base.experts[name].scan(progress or Silent(), hash_files=False, trust_witness=trust_witness)
+        if first_only:
+            compared = _one_by_one(delta, name, quantized, scan)
+        else:
+            compared = _all_at_once(delta, base, name, quantized, scan)
+        if scan.finished and scan.non_finite:
+            result.non_finite[name] = scan.non_finite
+        result.tensors[name] = sum(found.is_known for found in compared)
+        result.sites[name] = sum(found.is_site for found in compared)
+        result.mismatches += [found.mismatch for found in compared if found.mismatch is not None]
+        if not (first_only and result.mismatches):
+            result.mismatches += _missing(delta, base, name)
+        if first_only and result.mismatches:
+            del result.mismatches[1:]
+            break
     for warning in same_weights(base.experts[name].known_root for name in roles):
         (progress or Silent()).note(f"warning: {warning}")
     return result
@@ -167,23 +181,31 @@ def _refuse_known_role(delta: Delta, base: Checkpoint) -> None:
             )
 
 
-def _verify_expert(
-    delta: Delta, base: Checkpoint, role: str, result: Verification, progress: Progress, trust_witness: bool
-) -> Iterator[Mismatch]:
-    quantized = frozenset(delta.quantized(role))
-    result.kept[role] = len(delta.routes[role]) - len(quantized)
-    scan = base.experts[role].scan(progress, hash_files=False, trust_witness=trust_witness)
-    compared = scan.each(
+def _one_by_one(delta: Delta, role: str, quantized: frozenset[str], scan: Scan) -> list[_Compared]:
+    """Tensors in file order, up to the first mismatch."""
+    compared: list[_Compared] = []
+    try:
+        for tensor in scan:
+            compared.append(_compare(delta, role, quantized, None, tensor))
+            if compared[-1].mismatch is not None:
+                break
+    finally:
+        scan.close()
+    return compared
+
+
+def _all_at_once(delta: Delta, base: Checkpoint, role: str, quantized: frozenset[str], scan: Scan) -> list[_Compared]:
+    """All tensors, on all threads; in file order."""
+    return scan.each(
         lambda tensor: _compare(delta, role, quantized, None, tensor),
         begin=lambda name, shape: _begin(delta, role, quantized, name, shape),
         cost=lambda name: _working_bytes(delta, role, name) * math.prod(base.experts[role].info(name).shape),
         memory_bytes=_WORKING_BYTES,
     )
-    result.tensors[role] = sum(found.is_known for found in compared)
-    result.sites[role] = sum(found.is_site for found in compared)
-    if scan.non_finite:
-        result.non_finite[role] = scan.non_finite
-    yield from (found.mismatch for found in compared if found.mismatch is not None)
+
+
+def _missing(delta: Delta, base: Checkpoint, role: str) -> Iterator[Mismatch]:
+    """What the delta lists and the base lacks."""
     for name in delta.base_tensors(role):
         if name not in base.experts[role].names:
             error = DigestMismatchError("the base lacks a tensor of the delta", where=f"{role} {name}")

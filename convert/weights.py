@@ -15,6 +15,7 @@ from hfq.formats.errors import NonFiniteError
 from hfq.formats.hif8_spec import INFINITY as HIF8_INFINITY
 from hfq.schema.errors import NonFiniteWeightError
 
+from .exact import rounded
 from .finite import all_finite
 from .tensor_bytes import tensor_bytes
 
@@ -106,18 +107,22 @@ def _has_infinity(codes: Tensor) -> bool:
     return any(bool(((part & 0x7F) == HIF8_INFINITY).any()) for part in codes.reshape(-1).split(_PART))
 
 
-def quantize_activation(x: Tensor, options: Mapping[str, Any], headroom: float = 1.0) -> Tensor:
+def quantize_activation(
+    x: Tensor, options: Mapping[str, Any], headroom: float = 1.0, factor: Tensor | None = None
+) -> Tensor:
     """Quantize-dequantize an activation [..., in_features], BF16 or fp32; the result is BF16, exactly.
 
     Args:
         options: a recipe's `activation` table, normalised.
         headroom: factor of the group maximum, HiFloat4 only.
+        factor: fp32 [in_features]; what is quantized is `x` times it, rounded once to fp32.
     """
     if options["format"] == "hif4":
-        return hif4.qdq(x, profile=options["profile"], headroom=headroom).to(torch.bfloat16)
+        return hif4.qdq(x, profile=options["profile"], headroom=headroom, factor=factor, dtype=torch.bfloat16)
     if options["format"] == "hif8":
-        return hif8.qdq(x, scale=options["scale"], saturate=options["saturate"]).to(torch.bfloat16)
-    return x.to(torch.bfloat16)
+        scale, saturate = options["scale"], options["saturate"]
+        return hif8.qdq(x, scale=scale, saturate=saturate, factor=factor, dtype=torch.bfloat16)
+    return rounded(x if factor is None else x.float() * factor)
 
 
 def format_line(options: Mapping[str, Any], shape: tuple[int, ...]) -> bytes:

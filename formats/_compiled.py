@@ -1,9 +1,10 @@
 """When compiled kernels run, and on how many threads.
 
-numba is imported by the first large tensor, never by `import hfq`. What a process compiles is kept on disk for the next
-one. A kernel releases the GIL and writes a range of its outputs that no other call writes, so ranges run on any thread
-in any order, with the same bytes. The caller works itself; helpers join it as far as they are idle. So any number of
-threads may call kernels at once, and none waits for a helper that another keeps busy.
+numba is imported by the first large tensor, or when small ones have added up to one, never by `import hfq`. What a
+process compiles is kept on disk for the next one, which loads it. A kernel releases the GIL and writes a range of its
+outputs that no other call writes, so ranges run on any thread in any order, with the same bytes. The caller works
+itself; helpers join it as far as they are idle. So any number of threads may call kernels at once, and none waits for
+a helper that another keeps busy.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from torch import Tensor
 
 __all__ = ["expect", "kernels", "run_ranges", "runs_compiled"]
 
-# Elements. Below the first the eager twin is done before numba is imported; once it is, only Python's overhead counts.
+# Elements: of one tensor or of all so far. Below the first the eager twin is done before numba is imported; once it is,
+# kernels are faster for a tensor of any size, because the twin takes some forty steps.
 LOAD_FROM: Final = 1 << 20
-RUN_FROM: Final = 1 << 10
+RUN_FROM: Final = 1
 RANGE: Final = 1 << 17  # elements of a range: some tenths of a millisecond, so that handing it over costs little
 
 _PATIENCE_S: Final = 2.0
@@ -34,17 +36,28 @@ _LOG: Final = logging.getLogger("hfq.formats")
 
 
 def runs_compiled(x: Tensor, out: Tensor) -> bool:
-    """Whether kernels take `x`: plain CPU tensors that are large enough, not being traced, and numba works."""
-    if x.device.type != "cpu" or x.numel() < (RUN_FROM if _LOADED or _expected else LOAD_FROM):
+    """Whether kernels take `x`: plain CPU tensors, enough of them to load kernels, not being traced, numba works."""
+    if x.device.type != "cpu":
         return False
     # Subclasses stand for something else: fake tensors have no data, and `out` shows that a fake mode is on.
     if type(x) not in (Tensor, torch.nn.Parameter) or type(out) is not Tensor or x.is_neg():
         return False
-    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None and _usable()
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return not traced and _is_enough(x.numel()) and _usable()
+
+
+def _is_enough(elements: int) -> bool:
+    """Whether a tensor of so many elements is one for kernels; counts it when it is not."""
+    global _without_kernels
+    if _LOADED or _expected:
+        return elements >= RUN_FROM
+    _without_kernels += elements
+    return _without_kernels >= LOAD_FROM
 
 
 _LOADED: Final[set[str]] = set()  # names of kernel modules
 _expected = False
+_without_kernels = 0  # elements so far; a count that threads lose some of loads a little later
 
 
 def expect(elements: int) -> None:

@@ -100,6 +100,6 @@ def mask_runs(mask: Tensor | None, groups: int) -> Any:
     """A mask [K] as fp32 [4, 16 groups], a run of four columns to a column; padded with ones."""
     if mask is None:
         return np.ones((4, 1), np.float32)
-    padded = torch.ones(64 * groups, dtype=torch.float32, device="cpu")
-    padded[: mask.shape[0]] = mask
-    return padded.view(-1, 4).t().contiguous().numpy()
+    padded = np.ones(64 * groups, np.float32)  # numpy's calls cost a fraction of torch's
+    padded[: mask.shape[0]] = mask.numpy()
+    return np.ascontiguousarray(padded.reshape(-1, 4).T)

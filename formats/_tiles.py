@@ -32,7 +32,20 @@ def checked(x: Tensor) -> Tensor:
         raise UnsupportedDtypeError(x.dtype, FLOAT_DTYPES)
     if x.ndim == 0:
         raise UnsupportedShapeError
-    return x.detach()
+    # A compiler keeps fp32 digits between the steps that it fuses, whatever their dtype. An opaque step ends that.
+    narrow = torch.compiler.is_compiling() and x.dtype != torch.float32
+    return torch.ops.hfq.settled(x.detach()) if narrow else x.detach()
+
+
+@torch.library.custom_op("hfq::settled", mutates_args=(), schema="(Tensor x) -> Tensor")
+def _settled(x: Tensor) -> Tensor:
+    """A copy, for compilers: a tensor whose values are those of its dtype."""
+    return x.clone()
+
+
+@_settled.register_fake
+def _settled_shape(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def as_matrix(x: Tensor) -> Tensor:

@@ -125,6 +125,9 @@ def qdq(
     Raises:
         as `quantize`.
     """
+    if torch.compiler.is_compiling():
+        found: Tensor = torch.ops.hfq.hif4_qdq(x.detach(), factor, profile, headroom, nonfinite, dtype or x.dtype)
+        return found
     rules = checked_rules(profile, headroom, nonfinite)
     operand = operand_of(x, factor=factor)
     out = torch.empty(x.shape, dtype=x.dtype if dtype is None else checked_dtype(dtype), device=x.device)
@@ -133,6 +136,23 @@ def qdq(
         if not (runs_compiled(x, out) and hif4_compiled.qdq(*arguments)):
             hif4_eager.qdq(*arguments)
     return out
+
+
+@torch.library.custom_op(
+    "hfq::hif4_qdq",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? factor, str profile, float headroom, str nonfinite, ScalarType dtype) -> Tensor",
+)
+def _qdq_op(
+    x: Tensor, factor: Tensor | None, profile: str, headroom: float, nonfinite: NonFinite, dtype: torch.dtype
+) -> Tensor:
+    """`qdq` as one step that a compiler cannot look into: fused with its neighbours it would lose roundings."""
+    return qdq(x, profile=profile, headroom=headroom, nonfinite=nonfinite, factor=factor, dtype=dtype)
+
+
+@_qdq_op.register_fake
+def _qdq_shape(x: Tensor, factor: object, profile: str, headroom: float, nonfinite: str, dtype: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def quantize_under(x: Tensor, words: Tensor, *, profile: str = "ref", divisor: Tensor | None = None) -> Hif4Tensor:

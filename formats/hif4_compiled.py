@@ -5,6 +5,7 @@ Where something must be refused a function returns False and has promised nothin
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 import numpy as np
@@ -66,10 +67,20 @@ def qdq(operand: Operand, rules: Rules, out: Tensor) -> bool:
         arguments: tuple[Any, ...] = (runs(x), is_wide(x), *options, *_numerics(rules), runs(values), is_wide(values))
 
         def work(first: int, last: int, arguments: Any = arguments) -> Any:
-            return module.qdq(*arguments, first, last, *module.new_scratch())
+            return module.qdq(*arguments, first, last, *_own_scratch())
 
         found |= any(run_ranges(work, x.numel() // GROUP, x.numel()))
     return not (found and rules.nonfinite == "refuse")
+
+
+_OWN: Final = threading.local()
+
+
+def _own_scratch() -> Any:
+    """This thread's scratch: making one takes as long as a small activation. Every kernel fills what it reads."""
+    if not hasattr(_OWN, "scratch"):
+        _OWN.scratch = kernels("hif4_kernels").new_scratch()
+    return _OWN.scratch
 
 
 def _options(operand: Operand, rules: Rules, groups: int) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ._operand import Operand
+from ._operand import Operand, round_bits_to_bf16
 from ._tiles import (
     INFINITY_BITS,
     MAGNITUDE_BITS,
@@ -240,4 +240,5 @@ def reciprocals(device: torch.device) -> Tensor:
 
 
 def round_to_bf16(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).to(torch.float32)
+    """fp32 rounded to bf16, nearest even, as fp32. By integers: a compiler drops a cast there and back."""
+    return float_of(round_bits_to_bf16(bits_of(x)))

@@ -16,6 +16,7 @@ A value has at most six significant bits and an exponent within +-50: exact in b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Final, Literal, get_args
 
@@ -129,4 +130,13 @@ def checked_rules(profile: str, headroom: float, nonfinite: str) -> Rules:
     Raises:
         UnknownProfileError, InvalidHeadroomError, UnknownOptionError: an argument has no meaning.
     """
+    try:
+        return _rules(profile, headroom, nonfinite)
+    except TypeError:  # something that cannot even be looked up
+        return Rules(profile_named(profile), checked_headroom(headroom), checked_nonfinite(nonfinite))
+
+
+@functools.lru_cache(maxsize=256)
+def _rules(profile: str, headroom: float, nonfinite: str) -> Rules:
+    """A quantized linear asks for the same few at every call."""
     return Rules(profile_named(profile), checked_headroom(headroom), checked_nonfinite(nonfinite))

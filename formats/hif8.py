@@ -92,6 +92,9 @@ def qdq(
     Raises:
         as `quantize`, but never NonFiniteError.
     """
+    if torch.compiler.is_compiling():
+        found: Tensor = torch.ops.hfq.hif8_qdq(x.detach(), factor, scale, saturate, dtype or x.dtype)
+        return found
     checked_option("scale", scale, get_args(Scaling))
     operand = operand_of(x, factor=factor)
     out = torch.empty(x.shape, dtype=x.dtype if dtype is None else checked_dtype(dtype), device=x.device)
@@ -102,6 +105,21 @@ def qdq(
     else:
         hif8_eager.qdq(operand, exponents, as_matrix(out), saturate)
     return out
+
+
+@torch.library.custom_op(
+    "hfq::hif8_qdq",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? factor, str scale, bool saturate, ScalarType dtype) -> Tensor",
+)
+def _qdq_op(x: Tensor, factor: Tensor | None, scale: Scaling, saturate: bool, dtype: torch.dtype) -> Tensor:
+    """`qdq` as one step that a compiler cannot look into: fused with its neighbours it would lose roundings."""
+    return qdq(x, scale=scale, saturate=saturate, factor=factor, dtype=dtype)
+
+
+@_qdq_op.register_fake
+def _qdq_shape(x: Tensor, factor: object, scale: str, saturate: bool, dtype: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def _exponents(operand: Operand, scaling: Scaling, compiled: bool) -> Tensor | None:

@@ -29,15 +29,21 @@ def round_to_bf16(x: Tensor) -> Tensor:
     x = checked(x)
     if x.dtype == torch.bfloat16:
         return x
+    if torch.compiler.is_compiling():  # which makes tiles of its own
+        return _halves(round_bits_to_bf16(bits_of(x.to(torch.float32).contiguous())))
     out = torch.empty(x.shape, dtype=torch.bfloat16, device=x.device)
     if x.dtype == torch.float32 and x.is_contiguous() and runs_compiled(x, out):
         round_into(patterns(x), patterns(out))
     elif x.numel():
         matrix, rows = as_matrix(x), as_matrix(out)
         for tile in tiles(matrix):
-            bits = round_bits_to_bf16(bits_of(matrix[tile].to(torch.float32).contiguous()))
-            rows[tile] = (bits >> 16).to(torch.int16).view(torch.bfloat16)
+            rows[tile] = _halves(round_bits_to_bf16(bits_of(matrix[tile].to(torch.float32).contiguous())))
     return out
+
+
+def _halves(bits: Tensor) -> Tensor:
+    """The bf16 values of fp32 patterns whose lower half is zero."""
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def round_into(source: Any, out: Any) -> None:

@@ -11,6 +11,7 @@ from made import forge, forge_state, write_base
 from synthetic import tiny, write_checkpoint
 
 import hfq
+from hfq.convert.restore import restore_site
 from hfq.convert.verify import Verification
 from hfq.schema.errors import DigestMismatchError, UsageError, WrongBaseError, WrongRoleError
 
@@ -108,7 +109,33 @@ def test_a_mask_that_was_exchanged_is_found(small_delta: Path, small_base: Path,
 
 def test_stopping_at_the_first(small_delta: Path, tmp_path: Path) -> None:
     with hfq.open_checkpoint(write_base(tmp_path / "other", seed=1)) as checkpoint:
-        assert len(hfq.verify(small_delta, checkpoint, first_only=True).mismatches) == 1
+        result = hfq.verify(small_delta, checkpoint, first_only=True)
+    assert len(result.mismatches) == sum(result.tensors.values()) == 1
+    assert result.sites == {"high_noise": 0}
+
+
+@pytest.mark.parametrize("place", [0, 7, 19])
+def test_nothing_after_the_first_is_restored(
+    place: int, small_delta: Path, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored: list[str] = []
+
+    def restore(delta: Any, role: str, site: str, weight: Any) -> Any:
+        restored.append(f"{role}/{site}")
+        return restore_site(delta, role, site, weight)
+
+    monkeypatch.setattr("hfq.convert.verify.restore_site", restore)
+    with hfq.open_checkpoint(small_base) as checkpoint:
+        assert hfq.verify(small_delta, checkpoint, first_only=True).ok
+        order = [*restored]
+        assert len(order) == 40
+        role, site = order[place].split("/")
+        lie = forge(small_delta, tmp_path / "lie", lambda d: d["sites"][role][site].update(digest="0" * 64))
+        restored.clear()
+        result = hfq.verify(lie, checkpoint, first_only=True)
+    assert [(entry.role, entry.name) for entry in result.mismatches] == [(role, site)]
+    assert restored == order[: place + 1]
+    assert result.sites == {role: place + 1}
 
 
 def test_an_expert_that_the_delta_does_not_have(small_delta: Path, small_base: Path) -> None:

@@ -114,3 +114,44 @@ def test_a_wait_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         log.removeHandler(hears)
     assert len(words) == 1  # once in a process
     assert "compiling the kernels" in words[0]
+
+
+SMALL_CALLS = """
+import torch
+from hfq.formats import _compiled, hif4
+x = torch.randn(1, 576, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+found = [hif4.qdq(x) for _ in range(40)]
+assert _compiled._LOADED == {"hif4_kernels"}, "small calls were not added up"
+assert all(torch.equal(found[0], one) for one in found), "the twins differ"
+from hfq.formats import hif4_kernels
+kernels = [part for part in vars(hif4_kernels).values() if getattr(part, "signatures", ())]
+hif4.qdq(torch.ones(3, 64)), hif4.quantize(torch.ones(3, 64)).dequantize()
+print(len(kernels), sum(sum(part.stats.cache_hits.values()) for part in kernels),
+      sum(sum(part.stats.cache_misses.values()) for part in kernels))
+"""
+
+
+def test_small_tensors_add_up_and_a_second_process_compiles_nothing() -> None:
+    def process() -> list[int]:
+        run = subprocess.run([sys.executable, "-c", SMALL_CALLS], capture_output=True, text=True, timeout=HANG_S)
+        assert run.returncode == 0, run.stderr
+        return [int(word) for word in run.stdout.split()]
+
+    process()  # compiles, where no earlier one has
+    kernels, hits, misses = process()
+    assert hits == kernels > 0
+    assert misses == 0
+
+
+def test_what_counts_as_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compiled, "_LOADED", set())
+    monkeypatch.setattr(_compiled, "_expected", False)
+    monkeypatch.setattr(_compiled, "_without_kernels", 0)
+    monkeypatch.setattr(_compiled, "LOAD_FROM", 1000)
+    x = torch.ones(4, 64)
+    assert [_compiled.runs_compiled(x, x) for _ in range(5)] == [False, False, False, True, True]
+    monkeypatch.setattr(_compiled, "_without_kernels", 0)
+    assert not _compiled.runs_compiled(x.to("meta"), x)
+    assert _compiled._without_kernels == 0  # what no kernel takes does not count
+    monkeypatch.setattr(_compiled, "_LOADED", {"hif4_kernels"})
+    assert _compiled.runs_compiled(x[:1, :1], x)
