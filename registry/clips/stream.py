@@ -30,10 +30,13 @@ from hfq.schema.errors import (
 
 __all__ = [
     "CODECS",
+    "EVIDENCE",
     "MAX_CLIP_BYTES",
     "MAX_FRAMES",
     "MAX_FRAME_PIXELS",
     "MAX_TOTAL_PIXELS",
+    "PICTURES",
+    "Accepted",
     "Clip",
     "FrameWatcher",
     "Luma",
@@ -57,11 +60,51 @@ CODECS: Final = frozenset(
 )  # fmt: skip
 """Decoders that meet a clip's bytes; FFmpeg has hundreds, and every one is a parser of somebody else's data."""
 
+_DEMUXERS: Final = {"mp4": "mp4", "mov": "mp4", "matroska": "matroska", "avi": "avi", "gif": "gif"}
+"""FFmpeg's demuxer of each container. None of these is a list of other files."""
+
+_NAMES: Final = {"mp4": "MP4", "mov": "MOV", "matroska": "Matroska or WebM", "avi": "AVI", "gif": "GIF"}
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Which files are opened: `containers` are keys of FFmpeg's demuxers here, `codecs` names of its decoders."""
+
+    containers: frozenset[str]
+    codecs: frozenset[str]
+
+    def __str__(self) -> str:
+        *first, last = [name for container, name in _NAMES.items() if container in self.containers]
+        return f"{', '.join(first)} or {last}".replace("Matroska or WebM or", "Matroska, WebM or")
+
+
+EVIDENCE: Final = Accepted(frozenset({"mp4", "mov", "matroska"}), CODECS)
+"""Clips that can say what made them."""
+
+PICTURES: Final = Accepted(
+    EVIDENCE.containers | {"avi", "gif"},
+    CODECS
+    | {
+        "dnxhd", "dvvideo", "ffvhuff", "gif", "huffyuv", "mjpeg", "mpeg1video", "mpeg2video", "msmpeg4", "msmpeg4v2",
+        "png", "qtrle", "rawvideo", "theora", "utvideo", "vc1", "wmv1", "wmv2", "wmv3",
+    },
+)  # fmt: skip
+"""Clips whose pixels are compared, whatever another program kept them in."""
+
 _BLOCK_BYTES: Final = 1 << 20
 _MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
 _ESSENTIAL: Final = frozenset({b"moov", b"mdat", b"moof"})
 _MAX_BOXES: Final = 100_000
 _EBML: Final = b"\x1a\x45\xdf\xa3"
+_START_BYTES: Final = 64
+_SCRIPTS: Final = {
+    b"ffconcat": "a list for FFmpeg's concat",
+    b"#extm3u": "a playlist",
+    b"<?xml": "an XML document",
+    b"<mpd": "a DASH manifest",
+    b"v=0": "a session description",
+}
+"""What FFmpeg would take for a video by its content, and open whatever it names. For the message alone."""
 
 Luma = npt.NDArray[np.uint8]
 
@@ -135,17 +178,18 @@ class Clip:
 
     Attributes:
         path: as given.
-        container: "mp4", "mov" or "matroska" (WebM too).
+        container: "mp4", "mov", "matroska" (WebM too), "avi" or "gif".
         size_bytes: of the file.
         uuids: identities (16 bytes) of the `uuid` boxes at the top level of an MP4 or MOV.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, size_bytes: int, container: str) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size_bytes: int, container: str, codecs: frozenset[str]) -> None:
         self.path = path
-        self.uuids = frozenset() if container == "matroska" else _uuids_of(file, size_bytes, path)
+        self.uuids = _uuids_of(file, size_bytes, path) if container in ("mp4", "mov") else frozenset()
         self.container = container
         self.size_bytes = size_bytes
         self._file = file
+        self._codecs = codecs
 
     def file_sha256(self) -> str:
         """Hex SHA-256 of the file's bytes.
@@ -180,7 +224,7 @@ class Clip:
         """
         av = require_av()
         self._file.seek(0)
-        demuxer = "matroska" if self.container == "matroska" else "mp4"
+        demuxer = _DEMUXERS[self.container]
         try:
             # Tags from anywhere need not be UTF-8.
             container = av.open(self._file, format=demuxer, metadata_errors="replace", io_open=_refuse_reference)
@@ -208,7 +252,7 @@ class Clip:
 
         Raises:
             NotAClipError
-            ClipStreamError: no video stream or several, a codec outside `CODECS`, broken packets, no frame at all.
+            ClipStreamError: no video stream or several, a codec that is not accepted, broken packets, no frame at all.
             TooLargeError: more frames or pixels than the limits of this module.
             MissingDependencyError
         """
@@ -232,11 +276,11 @@ class Clip:
             raise ClipStreamError("not one video stream", where=self.path, expected=1, found=len(streams))
         context = streams[0].codec_context
         codec = None if context is None else context.name
-        if codec not in CODECS:
+        if codec not in self._codecs:
             raise ClipStreamError(
                 "a codec that this release does not decode",
                 where=self.path,
-                expected=", ".join(sorted(CODECS)),
+                expected=", ".join(sorted(self._codecs)),
                 found=codec or "unknown",
             )
         self._limit("pixels in a frame", context.width * context.height, MAX_FRAME_PIXELS)
@@ -265,9 +309,10 @@ class Clip:
 
 
 @contextlib.contextmanager
-def open_clip(path: str | os.PathLike[str]) -> Iterator[Clip]:
-    """Open a regular file that begins like MP4, MOV, Matroska or WebM. Symbolic links are followed: what counts is the
-    file that they lead to, and every later read uses the descriptor opened here.
+def open_clip(path: str | os.PathLike[str], accepted: Accepted = EVIDENCE) -> Iterator[Clip]:
+    """Open a regular file that begins like one of the accepted containers. Symbolic links are followed: what counts is
+    the file that they lead to, and every later read uses the descriptor opened here. A name is a name of a file,
+    whatever it would mean to FFmpeg (`concat:a|b`, `http://...`, `-`).
 
     Raises:
         MissingPathError: no such file, or a link to nothing.
@@ -295,25 +340,43 @@ def open_clip(path: str | os.PathLike[str]) -> Iterator[Clip]:
                 "too large", where=place, expected=f"at most {MAX_CLIP_BYTES} bytes", found=status.st_size
             )
         try:
-            clip = Clip(place, file, status.st_size, _container_of(file.read(12), place))
+            container = _container_of(file.read(_START_BYTES), place, accepted)
+            clip = Clip(place, file, status.st_size, container, accepted.codecs)
         except OSError as error:
             raise UnreadableFileError("cannot be read", where=place, found=error.strerror) from error
         yield clip
 
 
-def _container_of(start: bytes, where: Path) -> str:
+def _container_of(start: bytes, where: Path, accepted: Accepted) -> str:
+    container = _probe(start)
+    if container is not None and container in accepted.containers:
+        return container
+    raise NotAClipError(
+        "not a video file that is opened here",
+        where=where,
+        expected=str(accepted),
+        found=_NAMES[container] if container is not None else _describe(start),
+    )
+
+
+def _probe(start: bytes) -> str | None:
     if start[:4] == _EBML:
         return "matroska"
     if start[4:8] == b"ftyp" and start[8:12] != b"qt  ":
         return "mp4"
     if start[4:8] in _MP4_BOXES:
         return "mov"
-    raise NotAClipError(
-        "not a video file that this release opens",
-        where=where,
-        expected="MP4, MOV, Matroska or WebM",
-        found="an empty file" if not start else f"first bytes {start.hex(' ')}",
-    )
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return "avi"
+    return "gif" if start[:6] in (b"GIF87a", b"GIF89a") else None
+
+
+def _describe(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    found = next((name for mark, name in _SCRIPTS.items() if text.startswith(mark)), None)
+    return f"{found}, which names other files" if found else f"first bytes {start[:12].hex(' ')}"
 
 
 def _uuids_of(file: BinaryIO, size_bytes: int, where: Path) -> frozenset[bytes]:

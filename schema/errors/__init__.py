@@ -97,6 +97,7 @@ from .registry import (
 from .scores import (
     AmbiguousScoresError,
     ClipMismatchError,
+    ClipPairError,
     ClipTooSmallError,
     DuplicateVideoError,
     FeatureShapeError,
@@ -130,6 +131,7 @@ __all__ = [
     "CalibrationRangeError",
     "ClipDocumentError",
     "ClipMismatchError",
+    "ClipPairError",
     "ClipStreamError",
     "ClipTooSmallError",
     "CodesError",
