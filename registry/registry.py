@@ -251,7 +251,7 @@ class Registry(ClipRegistry):
             return Variant("base", find_base(session, text))
 
     def import_scores(self, variant: Variant, found: ScoreFiles, settings: Mapping[str, SettingValue]) -> int:
-        """Remember the metrics of one import, and return how many did not count before: the same import twice is one."""
+        """Remember the metrics of one import, and return how many of them did not count before."""
         return self.record_scores([Side(variant, found.scores, settings, found.sha256, found.origin)]).new[0]
 
     def record_scores(self, sides: Sequence[Side]) -> Imported:

@@ -23,7 +23,7 @@ from .clips.clip_document import Variant
 from .events import record_event, utc_now
 from .lookup import MIN_PREFIX_DIGITS
 from .score_models import Measured, Review, Score, ScoreImport, ScoreImportItem
-from .scores.pairing import match_names
+from .scores.names import match_key
 from .scores.values import UNITS, Quantity
 from .text import DISPLAY_DIGITS, display_id
 
@@ -227,8 +227,8 @@ def counting_outcomes(session: Session, variant_id: str) -> list[Review]:
     found: list[Review] = []
     for _, group in groupby(reversed(rows), key=lambda row: row.import_key):
         outcomes = list(group)
-        later = match_names((row.stem for row in outcomes), (row.stem for row in found))
-        found += [row for row in outcomes if row.stem not in later]
+        later = {match_key(row.stem) for row in found}
+        found += [row for row in outcomes if match_key(row.stem) not in later]
     return found[::-1]
 
 

@@ -78,8 +78,9 @@ def score_import(
 ) -> None:
     """Import result files of VBench, VBench-I2V or OpenS2V-Eval; their structure says which they are.
 
-    Every video's value is kept. The same import twice is the same rows; the last import that is not withdrawn counts. --setting says how the clips were generated
-    (guidance, steps, shift, frames, height, width): a gate fails, and `compare` refuses, what one side alone records.
+    Every video's value is kept. The same import twice is the same rows; the last import that is not withdrawn
+    counts. --setting says how the clips were generated (guidance, steps, shift, frames, height, width): a gate fails,
+    and `compare` refuses, what one side alone records.
 
     \b
     hfq score import wan22@candidate run_eval_results.json --full-info run_full_info.json --setting steps=40
@@ -270,8 +271,8 @@ def _paired(found: ClipScores, clips: str, reference: str) -> None:
     by_name = found.pairs - found.confirmed
     if by_name:
         note(
-            f"WARNING: {by_name} of {found.pairs} pairs are by their names alone: nothing says that both clips are of one "
-            "prompt and seed"
+            f"WARNING: {by_name} of {found.pairs} pairs are by their names alone: nothing says that both clips are of "
+            "one prompt and seed"
         )
     for stems, folder in ((found.only_clips, clips), (found.only_reference, reference)):
         if stems:

@@ -13,7 +13,6 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -94,16 +93,13 @@ def _constrain() -> None:
         batch.create_unique_constraint("uq_review_import_key_position", ["import_key", "position"])
 
 
-@dataclass
 class _Import:
     """Rows that came together. `content` is what the id is made of, `keys` are the rows."""
 
-    kind: str
-    variant: tuple[str, str]
-    at: str
-    content: list[Any] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    others: list[int] = field(default_factory=list)
+    def __init__(self, kind: str, variant: tuple[str, str], at: str) -> None:
+        self.kind, self.variant, self.at = kind, variant, at
+        self.content: list[Any] = []
+        self.keys: list[int] = []
 
     @property
     def id(self) -> str:
@@ -131,7 +127,7 @@ def _fill(connection: sa.Connection) -> None:
             {"key": number, "id": one.id, "kind": one.kind, "variant_kind": kind, "variant_id": variant_id,
              "at": one.at},
         )  # fmt: skip
-        rows = [{"import_key": number, "key": key} for key in (*one.keys, *one.others)]
+        rows = [{"import_key": number, "key": key} for key in one.keys]
         connection.execute(links[one.kind], rows)
     if number and connection.dialect.name == "postgresql":  # keys were given: the sequence does not know of them
         connection.execute(
@@ -201,7 +197,7 @@ def _with_base(
     if one.variant[0] == "delta" and last[0] == "delta" and last[4] and base_key is not None:
         for measure, (key, score_id) in of_base.get(base_key, {}).items():
             if measure in seen:
-                one.others.append(key)
+                one.keys.append(key)
                 one.content.append(score_id)
     return one
 
@@ -209,8 +205,10 @@ def _with_base(
 def _costs(connection: sa.Connection) -> Iterator[_Import]:
     query = "SELECT key, variant_kind, variant_id, quantity, value, device, kernels, settings, recorded_at"
     for row in connection.execute(sa.text(f"{query} FROM measurement ORDER BY key")).all():
-        content = [[row.quantity, row.value, row.device, row.kernels, row.settings]]
-        yield _Import("cost", (row.variant_kind, row.variant_id), row.recorded_at, content, [row.key])
+        one = _Import("cost", (row.variant_kind, row.variant_id), row.recorded_at)
+        one.content.append([row.quantity, row.value, row.device, row.kernels, row.settings])
+        one.keys.append(row.key)
+        yield one
 
 
 def _reviews(connection: sa.Connection) -> Iterator[_Import]:

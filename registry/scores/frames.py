@@ -12,6 +12,8 @@ import numpy.typing as npt
 from hfq.registry.clips.stream import PICTURES, open_clip
 from hfq.schema.errors import ClipStreamError, MalformedFileError, MissingPathError, TooLargeError
 
+from .names import match_key
+
 __all__ = ["MAX_DECODED_BYTES", "SUFFIXES", "ClipFolder", "Frames", "list_clips", "read_frames"]
 
 Frames = npt.NDArray[np.uint8]
@@ -37,24 +39,26 @@ def list_clips(folder: Path) -> ClipFolder:
     """What of a folder is a clip: every name with a suffix of a video that is neither hidden nor unfinished.
 
     Raises:
-        MissingPathError: no folder. MalformedFileError: one name with two suffixes.
+        MissingPathError: no folder. MalformedFileError: two names that scores cannot tell apart; both are given.
     """
     if not folder.is_dir():
         raise MissingPathError("no such folder", where=folder)
     clips: dict[str, Path] = {}
+    names: dict[str, Path] = {}
     left_over: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.is_dir():
             continue
         if path.name.startswith(".") or ".partial" in (suffix.lower() for suffix in path.suffixes):
             left_over.append(path)
-        elif path.stem in clips:
+            continue
+        before = names.setdefault(match_key(path.stem), path)
+        if before != path:
             raise MalformedFileError(
-                "two clips of one name", where=folder, found=f"{clips[path.stem].name} and {path.name}",
-                todo="move one of them away: which one counts is not to be guessed",
+                "two clips of one name", where=folder, found=f"{before.name} and {path.name}",
+                todo="rename or move one of them; scores do not tell a space from an underscore",
             )  # fmt: skip
-        else:
-            clips[path.stem] = path
+        clips[path.stem] = path
     return ClipFolder(clips, tuple(left_over))
 
 

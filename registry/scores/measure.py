@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -80,11 +80,14 @@ class Measured:
     Args:
         variant: all metrics. reference: the reference's own ones, to pair with.
         identical: stems of the clips that have exactly the pixels of their reference.
+        only_clips, only_reference: stems of clips without a counterpart.
     """
 
     variant: list[MetricScores]
     reference: list[MetricScores]
     identical: tuple[str, ...]
+    only_clips: tuple[str, ...] = ()
+    only_reference: tuple[str, ...] = ()
 
 
 def psnr(frames: Frames, reference: Frames) -> float:
@@ -234,7 +237,12 @@ def measure_folders(
     pairs = match_clips(ours, theirs)
     if not pairs:
         raise no_pair(clips, len(ours), len(theirs))
-    return measure_pairs(pairs, (), prompt_set=prompt_set, progress=progress)
+    paired = {pair.first.stem for pair in pairs}, {pair.second.stem for pair in pairs}
+    return replace(
+        measure_pairs(pairs, (), prompt_set=prompt_set, progress=progress),
+        only_clips=tuple(clip.stem for clip in ours if clip.stem not in paired[0]),
+        only_reference=tuple(clip.stem for clip in theirs if clip.stem not in paired[1]),
+    )
 
 
 def no_pair(where: Path, clips: int, references: int) -> ClipMismatchError:

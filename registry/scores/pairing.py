@@ -12,7 +12,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from .names import match_key, split_sample
 
-__all__ = ["Matched", "Named", "match_clips", "match_names", "scene_difference"]
+__all__ = ["Matched", "Named", "match_clips", "scene_difference"]
 
 
 class Named(Protocol):
@@ -75,19 +75,6 @@ def scene_difference(first: Named, second: Named) -> str | None:
         if one is not None and other is not None and one != other:
             return f"{name} {one} against {other}"
     return None
-
-
-def match_names(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
-    """The stem of `second` for each stem of `first` that has one: by name alone."""
-    pairs = match_clips([_Bare(stem) for stem in dict.fromkeys(first)], [_Bare(stem) for stem in dict.fromkeys(second)])
-    return {pair.first.stem: pair.second.stem for pair in pairs}
-
-
-@dataclass(frozen=True, slots=True)
-class _Bare:
-    stem: str
-    prompt_sha256: str | None = None
-    seed: int | None = None
 
 
 def _unique(clips: Iterable[Clip], key: Callable[[Clip], Hashable]) -> dict[Hashable, Clip]:

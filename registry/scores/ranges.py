@@ -144,7 +144,7 @@ def _advice(scores: MetricScores, limits: Limits, wrong: Sequence[float]) -> str
         return again
     hundred = ", unless they are per cent" if math.isclose(factor, 100, rel_tol=_ALIKE) else ""
     return (
-        f"the videos are about {factor:.3g} times their aggregate, as sums over frames are, which older releases of the "
-        f"suite wrote{hundred}: run the suite again, or divide every video by the frames of its own clip, whose number "
-        "the file does not say"
+        f"the videos are about {factor:.3g} times their aggregate, as sums over frames are, which older releases of "
+        f"the suite wrote{hundred}: run the suite again, or divide every video by the frames of its own clip, whose "
+        "number the file does not say"
     )

@@ -12,7 +12,6 @@ from typing import Final, Literal
 from hfq.schema.errors import DuplicateVideoError, MeasurementError
 
 from .names import match_key, split_sample, video_stem
-from .pairing import match_names
 
 __all__ = [
     "UNITS",
@@ -88,7 +87,7 @@ class MetricScores:
         unscored: stems that the file names without a value.
 
     Raises:
-        DuplicateVideoError: two videos of one name.
+        DuplicateVideoError: two videos that no other variant's file could tell apart; both are named.
     """
 
     prompt_set: str | None
@@ -101,13 +100,7 @@ class MetricScores:
     unscored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        seen: set[str] = set()
-        for video in self.videos:
-            if video.stem in seen:
-                raise DuplicateVideoError(
-                    "a video occurs twice", where=f"{self.metric_suite} {self.metric}", found=video.stem
-                )
-            seen.add(video.stem)
+        refuse_doubles(((video.stem, video.stem) for video in self.videos), f"{self.metric_suite} {self.metric}")
 
     @property
     def recomputed(self) -> float | None:
@@ -196,12 +189,12 @@ class ReviewCounts:
 
 def count_reviews(outcomes: Iterable[ReviewOutcome], stems: Iterable[str]) -> ReviewCounts:
     """Counts over the clips `stems`. A clip that several people saw is accepted when all of them accepted it."""
-    clips, decided_on = list(dict.fromkeys(stems)), list(outcomes)
-    decided = match_names((outcome.stem for outcome in decided_on), clips)
+    clips = {match_key(stem) for stem in stems}
     decisions: dict[str, bool] = {}
-    for outcome in decided_on:
-        if (clip := decided.get(outcome.stem)) is not None:
-            decisions[clip] = decisions.get(clip, True) and outcome.accepted
+    for outcome in outcomes:
+        key = match_key(outcome.stem)
+        if key in clips:
+            decisions[key] = decisions.get(key, True) and outcome.accepted
     return ReviewCounts(len(clips), len(decisions), sum(decisions.values()))
 
 
