@@ -132,7 +132,7 @@ def store_scores(session: Session, sides: Sequence[Side]) -> Imported:
     for side, count in zip(sides, new, strict=True):
         if count:
             suites = ", ".join(sorted({metric.metric_suite for metric in side.scores}))
-            _record(session, "scored", side.variant, suite=suites, metrics=str(count), **{"import": made.id})
+            _record(session, "scored", side.variant, suite=suites, metrics=str(count), via=made.id)
     return Imported(made.id, new)
 
 
@@ -402,7 +402,7 @@ def store_measurement(session: Session, variant: Variant, measurement: Measureme
     value = f"{measurement.value:g} {measurement.unit}"
     _record(
         session, "measured", variant, quantity=measurement.quantity, value=value, device=measurement.device,
-        kernels=measurement.kernels, **{"import": made.id},
+        kernels=measurement.kernels, via=made.id,
     )  # fmt: skip
     return True
 
@@ -442,7 +442,7 @@ def store_reviews(session: Session, variant: Variant, outcomes: Sequence[ReviewO
         for position, outcome in enumerate(outcomes)
     )
     accepted = sum(outcome.accepted for outcome in outcomes)
-    _record(session, "reviewed", variant, outcomes=str(len(outcomes)), accepted=str(accepted), **{"import": made.id})
+    _record(session, "reviewed", variant, outcomes=str(len(outcomes)), accepted=str(accepted), via=made.id)
     return True
 
 

@@ -145,7 +145,7 @@ def show_command(delta: str, as_json: bool) -> None:
     }
     lines = score_lines(found.scores, found.seen)
     scores = ["  scores", *lines] if lines else []
-    emit(document, "\n".join([_details(record), *scores, *_costs(found), *_imports(found)]), as_json)
+    emit(document, "\n".join([_details(record), *_imports(found), *scores, *_costs(found)]), as_json)
 
 
 def _imports(found: Evaluation) -> list[str]:
