@@ -104,6 +104,7 @@ def read_clip(path: Path) -> Frames:
     require_av()
     import av
 
+    container: Any
     # The file itself and its one demuxer: left to guess, FFmpeg takes a text for a list of other files to open.
     with path.open("rb") as file, av.open(file, format=path.suffix[1:], io_open=_refuse_reference) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -119,11 +119,10 @@ def import_content(session: Session, row: ScoreImport) -> list[Any]:
         return list(session.scalars(items.where(ScoreImportItem.import_key == row.key)))
     if row.kind == "cost":
         costs = (Measured.quantity, Measured.value, Measured.device, Measured.kernels, Measured.settings)
-        query = sa.select(*costs).where(Measured.import_key == row.key).order_by(Measured.key)
-    else:
-        query = sa.select(Review.stem, Review.accepted, Review.category)
-        query = query.where(Review.import_key == row.key).order_by(Review.key)
-    return [list(found) for found in session.execute(query)]
+        measured = session.execute(sa.select(*costs).where(Measured.import_key == row.key).order_by(Measured.key))
+        return [list(found) for found in measured]
+    outcomes = sa.select(Review.stem, Review.accepted, Review.category).where(Review.import_key == row.key)
+    return [list(found) for found in session.execute(outcomes.order_by(Review.key))]
 
 
 def last_import(session: Session, score_keys: Iterable[int]) -> dict[int, int]:
@@ -154,7 +153,9 @@ def scores_beside(session: Session, delta_id: str, base_id: str) -> dict[Measure
         .join(Score, Score.key == ScoreImportItem.score_key)
         .where(ScoreImportItem.import_key.in_(set(imports.values())), Score.variant_id == base_id)
     )
-    found = {(row[0], row[1:4]): row[4] for row in (tuple(row) for row in session.execute(query))}
+    found: dict[tuple[int, Measure], int] = {}
+    for import_key, suite, metric, prompt_set, score_key in session.execute(query):
+        found[import_key, (suite, metric, prompt_set)] = score_key
     return {
         measure: found[imports[key], measure]
         for measure, key in mine.items()
