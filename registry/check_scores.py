@@ -47,25 +47,24 @@ def check_scores(session: Session) -> Iterator[Finding]:
 
 def _order(session: Session) -> Iterator[Finding]:
     """Of each measure the score of the last import that stands counts."""
-    same, item = aliased(Score), aliased(ScoreImportItem)
+    measure = (Score.variant_id, Score.metric_suite, Score.metric, Score.prompt_set)
     last = (
-        sa.select(sa.func.max(item.import_key))
-        .join(same, same.key == item.score_key)
-        .join(ScoreImport, ScoreImport.key == item.import_key)
-        .where(
-            same.variant_id == Score.variant_id,
-            same.metric_suite == Score.metric_suite,
-            same.metric == Score.metric,
-            same.prompt_set.is_not_distinct_from(Score.prompt_set),
-            standing,
-        )
-        .correlate(Score)
-        .scalar_subquery()
+        sa.select(*measure, sa.func.max(ScoreImportItem.import_key).label("import_key"))
+        .join(ScoreImportItem, ScoreImportItem.score_key == Score.key)
+        .join(ScoreImport, ScoreImport.key == ScoreImportItem.import_key)
+        .where(standing)
+        .group_by(*measure)
+        .subquery()
     )
-    mine = sa.select(ScoreImportItem.score_key).where(
-        ScoreImportItem.score_key == Score.key, ScoreImportItem.import_key == last
+    mine = sa.exists().where(ScoreImportItem.score_key == Score.key, ScoreImportItem.import_key == last.c.import_key)
+    of_last = sa.and_(
+        last.c.variant_id == Score.variant_id,
+        last.c.metric_suite == Score.metric_suite,
+        last.c.metric == Score.metric,
+        last.c.prompt_set.is_not_distinct_from(Score.prompt_set),
     )
-    for row in session.scalars(sa.select(Score).where(Score.counts != mine.exists())):
+    wrong = sa.select(Score).outerjoin(last, of_last).where(Score.counts != mine)
+    for row in session.scalars(wrong):
         yield Finding(
             "score-order", _name(row), "not the last import that is not withdrawn decides whether it counts", 1
         )

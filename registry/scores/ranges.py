@@ -134,8 +134,8 @@ def _advice(scores: MetricScores, limits: Limits, wrong: Sequence[float]) -> str
     if not is_possible(stated, limits):
         percent = math.isclose(mean, stated, rel_tol=_ALIKE) and all(is_possible(one / 100, limits) for one in wrong)
         return (
-            "these look like per cent: divide the aggregate and every video by 100 if they are, or import the suite's "
-            "own file"
+            "these look like per cent: divide the aggregate and every video by 100 if they are (sums over frames are "
+            "not), or import the suite's own file"
             if percent
             else again
         )
