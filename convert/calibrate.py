@@ -36,7 +36,7 @@ from .keymap import to_diffusers
 from .pipeline_plan import ModelPlan
 from .pipelines import LoadedModel, adopt_pipeline, load_model
 from .progress import Progress, Silent
-from .prompts import Prompt, check_prompts, read_prompts
+from .prompts import Prompt, check_prompts, distinct_prompts, read_prompts, repeats_line
 from .schedule import ExpertSchedule
 
 __all__ = ["CalibrationCost", "CalibrationOptions", "Estimate", "calibrate", "calibrate_model", "estimate", "plan_run"]
@@ -160,7 +160,7 @@ def calibrate_model(
 
     Args:
         model: from `load_model` or `adopt_pipeline`; its scheduler and boundary are as before afterwards.
-        prompts: at least one.
+        prompts: at least one; one that occurs again is run once.
         out: folder to make; `OUT.partial` holds finished prompts while it runs.
         resume: continue in `OUT.partial` after a crash; finished prompts are not run again.
 
@@ -170,6 +170,10 @@ def calibrate_model(
         UsageError: the device's memory is too small.
     """
     shown = progress or Silent()
+    repeats = repeats_line(prompts)
+    if repeats is not None and progress is not None:
+        progress.note(repeats)
+    prompts = distinct_prompts(prompts)
     timesteps, schedules = plan_run(model.plan, prompts, settings, options)
     # Only the digests of the frames are kept: a thousand first frames would fill the memory.
     digests = {prompt: _frames(model.plan, prompt, options, settings).without_images() for prompt in prompts}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,8 +109,11 @@ class ClipMaker:
         for prompt in prompts:
             self._frames_given(prompt)
 
-    def make(self, prompt: Prompt, destination: Path, output: ClipOutput) -> MadeClip:
+    def make(self, prompt: Prompt, destination: Path, output: ClipOutput, sample: int = 0) -> MadeClip:
         """Generate one clip, write it, and record it if a registry can.
+
+        Args:
+            sample: added to the seed: how many clips of this prompt there are before it.
 
         Raises:
             what `run_pipeline`, `write_clip`, `stamp_clip` and `Registry.record_clip` raise.
@@ -120,17 +123,16 @@ class ClipMaker:
 
         given = self._frames_given(prompt)
         started = time.perf_counter()
-        frames = run_pipeline(
-            self._loaded.pipeline, prompt.text, self.settings, image=given.first, last_image=given.last
-        )
+        settings = replace(self.settings, seed=self.settings.seed + sample)
+        frames = run_pipeline(self._loaded.pipeline, prompt.text, settings, image=given.first, last_image=given.last)
         seconds = time.perf_counter() - started
         assert frames is not None
-        document = self._document(prompt, output, given)
+        document = self._document(prompt, output, given, sample)
         manifest = _write(destination, enlarge(frames, output.zoom), document, output)
         recorded = output.record and _record(destination, document, manifest)
         return MadeClip(destination, document, seconds, manifest is not None, recorded)
 
-    def keep(self, prompt: Prompt, destination: Path, output: ClipOutput) -> MadeClip:
+    def keep(self, prompt: Prompt, destination: Path, output: ClipOutput, sample: int = 0) -> MadeClip:
         """Take a clip that is there for the one that `make` would make. One that no registry recorded is recorded now:
         the run may have been killed in between.
 
@@ -140,7 +142,7 @@ class ClipMaker:
         from hfq.registry import open_registry
         from hfq.registry.clips.journal import Picture, keep_clip
 
-        document, registry = self._document(prompt, output, self._frames_given(prompt)), open_registry()
+        document, registry = self._document(prompt, output, self._frames_given(prompt), sample), open_registry()
         width, height = (size * output.zoom for size in (self.settings.width, self.settings.height))
         # As it is written: yuv420p halves the colour planes, so that an odd size gets one row or column more.
         picture = Picture(width + width % 2, height + height % 2, self.settings.frames, Fraction(output.fps))
@@ -152,7 +154,7 @@ class ClipMaker:
         recorded = is_registered(kept.file_sha256) or (output.record and _record(destination, kept.document, None))
         return MadeClip(destination, kept.document, None, kept.signed, recorded)
 
-    def _document(self, prompt: Prompt, output: ClipOutput, given: Frames) -> ClipDocument:
+    def _document(self, prompt: Prompt, output: ClipOutput, given: Frames, sample: int) -> ClipDocument:
         from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
 
         roots = {role: identity.bf16_root for role, identity in self._loaded.identities.items()}
@@ -174,7 +176,7 @@ class ClipMaker:
             base=roots,
             prompt_sha256=prompt_sha256(prompt.text),
             prompt=prompt.text if output.store_prompt else None,
-            seed=self.settings.seed,
+            seed=self.settings.seed + sample,
             settings=settings,
             expert_steps=self._expert_steps,
             category=prompt.category,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,9 @@ from hfq.schema.errors import UsageError
 __all__ = ["ENVIRONMENT_VARIABLE", "Address", "find_address"]
 
 ENVIRONMENT_VARIABLE: Final = "HFQ_REGISTRY"
+
+_SCHEME: Final = re.compile(r"(sqlite|postgres(ql)?|mysql|mariadb)(\+\w+)?:")
+"""Without its slashes a URL would be taken for a file of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ def find_address(url: str | os.PathLike[str] | None = None) -> Address:
     given = os.fspath(url) if url is not None else os.environ.get(ENVIRONMENT_VARIABLE, "")
     if not given:
         return Address(Path(platformdirs.user_data_dir("hfq", appauthor=False)) / "registry.sqlite", is_default=True)
-    path = _path_of_url(given) if "://" in given else given
+    path = _path_of_url(given) if "://" in given or _SCHEME.match(given) else given
     return Address(Path(path).expanduser().absolute(), is_default=False)
 
 
@@ -48,6 +52,11 @@ def _path_of_url(text: str) -> str:
         raise UsageError(
             "this release keeps registries in SQLite", expected="a path or sqlite:///...", found=url.drivername
         )
-    if url.query or not url.database or url.database == ":memory:":
-        raise UsageError("a registry is a file", expected="sqlite:////folder/registry.sqlite", found=url)
+    # What SQLAlchemy would drop without a word: a host, a user, and whatever stands behind a question mark.
+    if not url.database or url.database == ":memory:" or text != f"{url.drivername}:///{url.database}":
+        raise UsageError(
+            "a registry is one file, and this address says more or less than its path",
+            expected="sqlite:////folder/registry.sqlite", found=text,
+            todo="give the path itself if a ? stands in its name",
+        )  # fmt: skip
     return url.database

@@ -9,12 +9,16 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from hfq.schema.errors import UnknownIdError, UsageError
+from hfq.schema.errors import AliasMovedError, UnknownIdError, UsageError
 
 from .events import record_event, utc_now
 from .models import Alias, Delta
+from .text import display_id
 
-__all__ = ["AliasChange", "check_alias", "list_aliases", "remove_alias", "set_alias"]
+__all__ = ["NO_ALIAS", "AliasChange", "check_alias", "expect_alias", "list_aliases", "remove_alias", "set_alias"]
+
+NO_ALIAS: Final = "none"
+"""What `expect` takes for an alias that must not be there yet."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 _HEX: Final = re.compile(r"[0-9a-fA-F]+")
@@ -57,6 +61,26 @@ def set_alias(session: Session, name: str, delta: Delta) -> AliasChange:
         row.delta_key, row.set_at = delta.key, utc_now()
         record_event(session, "alias-moved", delta.id, **{"alias": name, "from": before})
     return AliasChange(name, delta.id, before)
+
+
+def expect_alias(session: Session, name: str, expected: str | None) -> None:
+    """Check what an alias means now, under the lock of the transaction that will change it.
+
+    Args:
+        expected: the id that it must mean; None: it must not be there.
+
+    Raises:
+        AliasMovedError
+    """
+    row = session.get(Alias, name)
+    found = None if row is None else row.delta.id
+    if found != expected:
+        raise AliasMovedError(
+            f"the alias {name} does not mean what is expected; nothing was changed",
+            expected="no such alias" if expected is None else display_id(expected),
+            found="no such alias" if found is None else display_id(found),
+            todo="look at it again: `hfq alias list`",
+        )
 
 
 def remove_alias(session: Session, name: str) -> AliasChange:

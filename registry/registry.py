@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, joinedload
 from hfq.schema.errors import FolderGoneError, UnknownIdError, UsageError
 
 from .address import find_address
-from .aliases import AliasChange, check_alias, list_aliases, remove_alias, set_alias
+from .aliases import NO_ALIAS, AliasChange, check_alias, expect_alias, list_aliases, remove_alias, set_alias
 from .arguments import existing_folder, given, id_in_folder
 from .check import Finding, check_database
 from .clips.clip_document import Variant
@@ -187,27 +187,43 @@ class Registry(ClipRegistry):
         """
         return self.resolve(id_in_folder(argument))
 
-    def set_alias(self, name: str, argument: str | os.PathLike[str]) -> AliasChange:
+    def set_alias(
+        self, name: str, argument: str | os.PathLike[str], *, expect: str | os.PathLike[str] | None = None
+    ) -> AliasChange:
         """Let `name` mean a delta (a folder, an id or an alias), also when it meant another before.
+
+        Args:
+            expect: what it must mean until now, `NO_ALIAS` for nothing; None asks for nothing. The check and the move
+                are one transaction: of two people who both saw the old meaning, one moves it.
 
         Raises:
             UsageError: a name that reads like an id or a path.
+            AliasMovedError: it means something else than `expect`.
             UnknownIdError, AmbiguousIdError
         """
         check_alias(name)
         delta_id = self.identify(argument)  # before writing: no registry is created to say that it knows nothing
+        expected = None if expect is None or expect == NO_ALIAS else self.identify(expect)
         with self.database.writing() as session:
+            if expect is not None:
+                expect_alias(session, name, expected)
             return set_alias(session, name, session.scalars(sa.select(Delta).where(Delta.id == delta_id)).one())
 
-    def remove_alias(self, name: str) -> str:
+    def remove_alias(self, name: str, *, expect: str | os.PathLike[str] | None = None) -> str:
         """Forget an alias and return the id that it named.
 
+        Args:
+            expect: what it must mean until now, as for `set_alias`.
+
         Raises:
-            UnknownIdError
+            UnknownIdError, AmbiguousIdError, AliasMovedError
         """
         if self.database.revision() is None:
             self.resolve(name)  # unknown, by definition
+        expected = None if expect is None else self.identify(expect)
         with self.database.writing() as session:
+            if expected is not None:
+                expect_alias(session, name, expected)
             return remove_alias(session, name).id
 
     def aliases(self) -> dict[str, str]:

@@ -96,13 +96,20 @@ def _back_up(path: Path, revision: str) -> Path:
         target = path.with_name(f"{path.name}.backup-{revision}-{stamp}-{number}")
     partial = target.with_name(f"{target.name}.partial")
     source = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S)
-    with closing(source), closing(sqlite3.connect(partial)) as copy:
-        source.backup(copy)
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
-    descriptor = os.open(partial, os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        with closing(source), closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
+        descriptor = os.open(partial, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.rename(target)
+    except OSError as error:
+        raise RegistryError(
+            "the backup cannot be written; nothing was changed", where=target, found=error.strerror
+        ) from error
     finally:
-        os.close(descriptor)
-    partial.rename(target)
+        partial.unlink(missing_ok=True)
     return target

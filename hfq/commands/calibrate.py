@@ -18,7 +18,7 @@ __all__ = ["calibrate_command"]
 
 @click.command("calibrate")
 @click.argument("sources", nargs=-1, metavar="[MODEL | CAL...]")
-@click.option("--prompts", type=click.Path(), help="Prompt file: plain lines, or JSON lines.")
+@click.option("--prompts", type=click.Path(), help="Prompt file: plain lines, JSON lines or a JSON array.")
 @click.option("-o", "--out", type=click.Path(), help="Folder to make.")
 @click.option("--merge", is_flag=True, help="Join calibrations, or parts of them, instead of running a model.")
 @click.option("--parts", is_flag=True, help="Keep one mergeable part per prompt, so that any subset can be used later.")
@@ -79,10 +79,13 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
     from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate, plan_run
     from hfq.convert.pipeline_plan import plan_model
     from hfq.convert.pipelines import check_device, load_model
-    from hfq.convert.prompts import read_prompts
+    from hfq.convert.prompts import distinct_prompts, read_prompts, repeats_line
     from hfq.schema.atomic import refuse_existing
 
-    prompts = read_prompts(given["prompts"])
+    listed = read_prompts(given["prompts"])
+    prompts, repeats = distinct_prompts(listed), repeats_line(listed)
+    if repeats is not None:
+        note(repeats)
     options = CalibrationOptions(
         rows=_rows(given["rows"]), by=_by(given["by"]), keep_inputs=given["keep_inputs"],
         keep_calls=given["keep_calls"], parts=given["parts"], image=given["image"], last_image=given["last_image"],

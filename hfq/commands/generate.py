@@ -65,9 +65,10 @@ def generate_command(
     An MP4 says what made it: delta, base, seed, settings and the prompt's hash, in its comment tag and, with a key, in
     a signed manifest. It is recorded in the registry when its delta is registered, so that `hfq audit` knows it again.
     With --prompts the weights are read once, every clip has the same seed, and a clip is named by its prompt's id, or
-    by its number: two such folders, of a delta and of its base, are what `hfq score measure` compares. --resume keeps a
-    clip when it says that it was made as is asked for, has that size and rate, and its bytes are known to the registry
-    or to the folder's journal (.hfq-clips.jsonl); any other is named and refused.
+    by its number: two such folders, of a delta and of its base, are what `hfq score measure` compares. A prompt that
+    occurs again is another sample of it: its seed is one higher each time. --resume keeps a clip when it says that it
+    was made as is asked for, has that size and rate, and its bytes are known to the registry or to the folder's journal
+    (.hfq-clips.jsonl); any other is named and refused.
 
     \b
     hfq generate --base MODEL --prompt "a red circle moving left" -o base.mp4
@@ -76,7 +77,7 @@ def generate_command(
     """
     from hfq.clip_maker import ClipMaker, ClipOutput
     from hfq.convert.clip import unused_clip_lines
-    from hfq.convert.prompts import Prompt, read_prompts
+    from hfq.convert.prompts import Prompt, read_prompts, sample_numbers
     from hfq.convert.video import refuse_clip
 
     if (prompt is None) == (prompts is None):
@@ -96,8 +97,8 @@ def generate_command(
     output = ClipOutput(fps, zoom, store_prompt, signing_key, record=not no_record, journal=prompts is not None)
     made: list[MadeClip] = []
     try:
-        for text, place in zip(wanted, places, strict=True):
-            made.append((maker.keep if place.exists() else maker.make)(text, place, output))
+        for text, place, sample in zip(wanted, places, sample_numbers(wanted), strict=True):
+            made.append((maker.keep if place.exists() else maker.make)(text, place, output, sample))
             if len(wanted) > 1:
                 took = made[-1].seconds
                 took_text = "was there" if took is None else format_seconds(took)
@@ -142,6 +143,8 @@ def _folder_exists(folder: Path) -> OutputExistsError:
 
 def _places(folder: Path, prompts: Sequence[Prompt], *, resume: bool) -> list[Path]:
     """A file per prompt in a folder that is new, or that `--resume` goes on with."""
+    from hfq.convert.prompts import sample_numbers
+
     if folder.suffix in (".mp4", ".gif"):
         raise UsageError("a clip of every prompt goes into a folder", found=folder)
     if folder.exists() and not (resume and folder.is_dir()):
@@ -150,8 +153,8 @@ def _places(folder: Path, prompts: Sequence[Prompt], *, resume: bool) -> list[Pa
         raise UsageError("the folder for the output does not exist", where=folder.parent)
     width = max(3, len(str(len(prompts))))
     names = [
-        prompt.id if prompt.id is not None and _FILE_NAME.fullmatch(prompt.id) else f"{number:0{width}}"
-        for number, prompt in enumerate(prompts, start=1)
+        _name(prompt.id, sample) if prompt.id is not None and _FILE_NAME.fullmatch(prompt.id) else f"{number:0{width}}"
+        for number, (prompt, sample) in enumerate(zip(prompts, sample_numbers(prompts), strict=True), start=1)
     ]
     # Compared without case: some file systems do not tell a.mp4 from A.mp4.
     twice = next((name for name, count in Counter(name.lower() for name in names).items() if count > 1), None)
@@ -160,12 +163,17 @@ def _places(folder: Path, prompts: Sequence[Prompt], *, resume: bool) -> list[Pa
     renamed = [
         f"{prompt.id[:60]!r} ({name}.mp4)"
         for prompt, name in zip(prompts, names, strict=True)
-        if prompt.id is not None and prompt.id != name
+        if prompt.id is not None and not _FILE_NAME.fullmatch(prompt.id)
     ]
     if renamed:
         more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
         note(f"ids that are no file names, and the clips' names instead: {', '.join(renamed[:5])}{more}")
     return [folder / f"{name}.mp4" for name in names]
+
+
+def _name(prompt_id: str, sample: int) -> str:
+    """A clip's name by its prompt's id; further samples of one prompt are numbered from 1."""
+    return prompt_id if sample == 0 else f"{prompt_id}-{sample}"
 
 
 def _described(clip: MadeClip, prompt: Prompt) -> dict[str, Any]:

@@ -211,6 +211,9 @@ def lineage_command(delta: str, form: str | None, as_json: bool) -> None:
     emit(lineage.to_json(), text, as_json or form == "json")
 
 
+expect_option = click.option("--expect", metavar="DELTA", help="Only if NAME means this delta now.")
+
+
 @click.group("alias")
 def alias_command() -> None:
     """Name deltas: a name such as wan22@prod can be moved from one delta to another."""
@@ -219,10 +222,15 @@ def alias_command() -> None:
 @alias_command.command("set")
 @click.argument("name")
 @click.argument("delta")
+@expect_option
 @json_option
-def alias_set(name: str, delta: str, as_json: bool) -> None:
-    """Let NAME mean DELTA from now on."""
-    change = open_registry().set_alias(name, delta)
+def alias_set(name: str, delta: str, expect: str | None, as_json: bool) -> None:
+    """Let NAME mean DELTA from now on.
+
+    With --expect it moves only if it means that delta now (`none`: if there is no such name yet), else exit 3: two
+    people who both saw the old meaning cannot overrule each other unseen.
+    """
+    change = open_registry().set_alias(name, delta, expect=expect)
     moved = change.before is not None and change.before != change.id
     if moved and change.before is not None:
         note(f"{name} was {display_id(change.before)} until now")
@@ -232,10 +240,11 @@ def alias_set(name: str, delta: str, as_json: bool) -> None:
 
 @alias_command.command("rm")
 @click.argument("name")
+@expect_option
 @json_option
-def alias_rm(name: str, as_json: bool) -> None:
+def alias_rm(name: str, expect: str | None, as_json: bool) -> None:
     """Forget NAME; the delta stays registered."""
-    delta_id = open_registry().remove_alias(name)
+    delta_id = open_registry().remove_alias(name, expect=expect)
     emit({"name": name, "id": delta_id, "removed": True}, f"{name} no longer means {display_id(delta_id)}", as_json)
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -89,9 +91,9 @@ class SigningKey:
 
 
 def config_folder() -> Path:
-    """HFQ_CONFIG, else `hfq` in the platform's folder for user configuration; it need not exist."""
+    """HFQ_CONFIG (a leading `~` is the user's home), else `hfq` in the platform's folder; it need not exist."""
     chosen = os.environ.get("HFQ_CONFIG")
-    return Path(chosen) if chosen else Path(platformdirs.user_config_dir("hfq", appauthor=False))
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_config_dir("hfq", appauthor=False))
 
 
 def init_keys(folder: Path | None = None, *, organization: str = "hfq") -> tuple[Certificate, Certificate]:
@@ -159,7 +161,8 @@ def load_signing_key(key: Path, certificates: Path, passphrase: bytes | None = N
     Raises:
         MissingPathError, UnreadableFileError, TooLargeError
         KeyFileError: not PEM, a wrong passphrase or none, a key that C2PA cannot use, another key than the first
-            certificate's, a certificate that is not valid today.
+            certificate's, a certificate that is not valid today; a file that others than its owner may
+            read or write.
         MissingDependencyError
     """
     _require_cryptography()
@@ -173,6 +176,7 @@ def load_signing_key(key: Path, certificates: Path, passphrase: bytes | None = N
         ) from None
     except Exception as error:  # cryptography.exceptions.UnsupportedAlgorithm, and OpenSSL's own
         raise KeyFileError("a private key of an unknown kind", where=key, found=type(error).__name__) from None
+    _require_private(key)
     algorithm = _algorithm_of(private, key)
     chain = _read_certificates(certificates)
     if _public_bytes(chain[0].public_key()) != _public_bytes(private.public_key()):
@@ -379,6 +383,16 @@ def _write_private(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _require_private(key: Path) -> None:
+    """As ssh does: a key that others can read signs for others, too."""
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if os.name == "posix" and mode & 0o077:
+        raise KeyFileError(
+            "a private key that others may read or write", where=key, expected="mode 0600", found=f"mode {mode:04o}",
+            todo=f"chmod 600 {shlex.quote(str(key))}; if others could read it, make a new one",
+        )  # fmt: skip
 
 
 def _require_cryptography() -> None:

@@ -17,6 +17,8 @@ __all__ = [
     "check_repo",
     "check_revision",
     "is_commit",
+    "is_tag_of",
+    "names_delta",
     "saved_token_fits",
     "split_place",
     "tag_of",
@@ -28,6 +30,7 @@ _PART: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPO: Final = re.compile(rf"{_PART}/{_PART}")
 _REVISION: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./+-]{0,198}[A-Za-z0-9_])?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_DELTA_TAG: Final = re.compile(r"delta-[0-9a-f]{12,64}")
 
 
 def check_repo(repo: str) -> str:
@@ -97,8 +100,21 @@ def saved_token_fits(endpoint: str) -> bool:
 
 
 def tag_of(delta_id: str) -> str:
-    """The tag of a delta's commit. A colon, as in `delta:9f2c...`, cannot stand in the name of a git reference."""
-    return f"delta-{delta_id[:12]}"
+    """The tag of a delta's commit, with all 64 digits: a tag is a claim that is checked, not a name for display.
+
+    A colon, as in `delta:9f2c...`, cannot stand in the name of a git reference.
+    """
+    return f"delta-{delta_id}"
+
+
+def names_delta(revision: str) -> bool:
+    """Whether a revision reads like a delta's tag: `delta-` and 12 digits, as older releases wrote, or more."""
+    return _DELTA_TAG.fullmatch(revision) is not None
+
+
+def is_tag_of(revision: str, delta_id: str) -> bool:
+    """Whether a revision is a tag of this delta; all digits that it has are compared."""
+    return names_delta(revision) and tag_of(delta_id).startswith(revision)
 
 
 def _is_loopback(host: str) -> bool:

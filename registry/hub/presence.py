@@ -12,7 +12,7 @@ from hfq.schema.errors import DigestMismatchError, HubTieError
 from ..folder import DeltaFacts, ExpertFacts
 from ..hub_records import HubFileRecord
 from ..hub_store import BasePlace, DeltaPlace, OnHub
-from .address import MAIN, split_place, tag_of
+from .address import MAIN, is_tag_of, names_delta, split_place, tag_of
 from .client import Hub, open_hub
 from .files import CARD, NAMES, REPORT, STATE, listed_files
 from .listing import Digests, ListedFile, digests_of, read_listing
@@ -84,10 +84,10 @@ def _find_delta(hub: Hub, repo: str, revision: str | None, facts: DeltaFacts) ->
                 found=_describe(listed[name], listed[name].size_bytes, listed[name].sha256, listed[name].git_sha1),
                 todo=f"name the revision that holds it, or register a folder that was pulled: `hfq pull {repo}`",
             )
-    tag = tag_of(facts.id)
-    if revision is not None and revision.startswith("delta-") and revision != tag:
-        raise DigestMismatchError("the tag names another delta", where=f"{repo}@{revision}", expected=tag)
-    return DeltaPlace(hub.endpoint, repo, listing.commit, tag if revision == tag else None)
+    tag = revision if revision is not None and is_tag_of(revision, facts.id) else None
+    if revision is not None and tag is None and names_delta(revision):
+        raise DigestMismatchError("the tag names another delta", where=f"{repo}@{revision}", expected=tag_of(facts.id))
+    return DeltaPlace(hub.endpoint, repo, listing.commit, tag)
 
 
 def _digests_of_state(listed: ListedFile, facts: DeltaFacts) -> Digests:

@@ -31,7 +31,7 @@ from hfq.schema.errors import (
 )
 
 from ..folder import read_delta_folder
-from .address import MAIN, check_repo, check_revision, tag_of
+from .address import MAIN, check_repo, check_revision, is_tag_of, names_delta, tag_of
 from .client import Hub, open_hub
 from .files import CARD, DOCUMENT, PROVENANCE, REPORT, STATE, listed_files
 from .listing import ListedFile, Listing, digests_of, read_listing
@@ -100,7 +100,7 @@ def pull(
         files = listed_files(listing)
         unfinished.keep_only(tuple(files.values()))
         found = _download(hub, listing, files, unfinished)
-        if wanted.startswith("delta-") and wanted != tag_of(found):
+        if names_delta(wanted) and not is_tag_of(wanted, found):
             raise DigestMismatchError(
                 "the tag names another delta", where=f"{repo}@{wanted}", expected=wanted, found=tag_of(found)
             )
@@ -117,7 +117,7 @@ def pull(
         unfinished.discard()
         raise
     ignored = tuple(file.name for file in listing.files if file.name not in (*files, *_EXPECTED_BY_GIT))
-    tag = wanted if wanted == tag_of(found) else None
+    tag = wanted if is_tag_of(wanted, found) else None
     return Pulled(target, repo, listing.commit, found, tuple(files), ignored, hub.endpoint, tag)
 
 

@@ -79,6 +79,7 @@ from .models import (
     WrongRoleError,
 )
 from .registry import (
+    AliasMovedError,
     ClipDocumentError,
     ClipStreamError,
     FolderGoneError,
@@ -123,6 +124,7 @@ from .scores import (
 )
 
 __all__ = [
+    "AliasMovedError",
     "AmbiguousIdError",
     "AmbiguousScoresError",
     "AnalysisBaseError",

@@ -65,6 +65,13 @@ class MissingKeyError(HfqError):
     exit_code = 2
 
 
+class AliasMovedError(HfqError):
+    """An alias does not mean what the caller expects: somebody moved it meanwhile."""
+
+    code = "alias-moved"
+    exit_code = 3
+
+
 class RegistryError(HfqError):
     """The registry's database cannot be used as it is."""
 

@@ -39,16 +39,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(path: Path, *errors: type[HfqError]) -> None:
-    """Both verbs refuse it, in no time, with one line."""
+    """Both verbs refuse it, with little work, with one line."""
     is_readable = path.is_file() and path.stat().st_size < 10**6
     start = path.read_bytes()[:8] if is_readable else b""
     new = path.with_name("new.mkv" if start[:1] == b"\x1a" else "new.mp4" if start[4:] in (b"ftyp", b"") else "new.mov")
     for verb in (gather_evidence, lambda p: write_tag(p, new, document())):
-        started = time.monotonic()
+        started = time.process_time()
         with pytest.raises(errors) as caught:
             verb(path)
         assert caught.type in errors
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5  # of this process: a busy machine does not count
         assert len(str(caught.value)) < 2000
         assert str(caught.value).isprintable()
     assert not new.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +70,24 @@ def test_the_page_keeps_what_is_around_the_figures() -> None:
         replace_figures(f"{END} {BEGIN}", "new")
 
 
-def test_works_take_turns_and_the_shortest_time_counts() -> None:
+def test_works_take_turns_and_the_shortest_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    now = 0.0
+    monkeypatch.setattr(onnx_graphs.time, "perf_counter", lambda: now)
 
     def work(name: str, *seconds: float) -> Any:
         left = list(seconds)
-        return lambda: (order.append(name), time.sleep(left.pop(0)))
 
-    slow, fast = onnx_graphs.in_turns([work("a", 0.05, 0.02, 0.05), work("b", 0.001, 0.002, 0.001)], 60, 3)
+        def run() -> None:
+            nonlocal now
+            order.append(name)
+            now += left.pop(0)
+
+        return run
+
+    assert onnx_graphs.in_turns([work("a", 5, 2, 5), work("b", 1, 3, 1)], 60, 3) == [2000, 1000]
     assert order == ["a", "b"] * 3
-    assert 20 <= slow < 50
-    assert 1 <= fast < slow
+    assert onnx_graphs.in_turns([work("a", 5, 2, 1)], 6, 3) == [2000]  # the third turn would begin after 6 seconds
 
 
 def test_an_unknown_preset_is_named() -> None:

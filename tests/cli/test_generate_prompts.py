@@ -68,6 +68,22 @@ def test_a_folder_of_clips(prompts: Path, tmp_path: Path, capsys: pytest.Capture
     assert "001.mp4: the clip that is there was made otherwise" in capsys.readouterr().err
 
 
+def test_a_prompt_that_occurs_again_is_another_sample(prompts: Path, tmp_path: Path) -> None:
+    red = "a red circle moving left over a black background"
+    prompts.write_text(json.dumps([red, {"prompt": red, "id": "red"}, {"prompt": red, "id": "red"}]), encoding="utf-8")
+    out = tmp_path / "clips"
+    assert generate("--prompts", prompts, "--steps", 2, "--seed", 3, "-o", out) == 0
+    found = {}
+    for path in sorted(out.glob("*.mp4")):
+        with open_clip(path) as clip:
+            document = read_tag(clip)
+            assert document is not None
+            found[path.name] = (document.seed, clip.stream_facts())
+    assert {name: seed for name, (seed, _) in found.items()} == {"001.mp4": 3, "red-1.mp4": 4, "red-2.mp4": 5}
+    assert found["001.mp4"][1] != found["red-1.mp4"][1] != found["red-2.mp4"][1]
+    assert generate("--prompts", prompts, "--steps", 2, "--seed", 3, "-o", out, "--resume") == 0  # all three stay
+
+
 def encode_again(clip: Path) -> None:
     """The same size, length, rate and tag; other bytes and frames."""
     source, out = clip, clip.with_name("again.mp4")
@@ -154,10 +170,10 @@ def test_ctrl_c_says_how_to_go_on(
 
     make, out = ClipMaker.make, tmp_path / "clips"
 
-    def interrupted(maker: ClipMaker, prompt: Any, place: Path, output: Any) -> Any:
+    def interrupted(maker: ClipMaker, prompt: Any, place: Path, output: Any, sample: int) -> Any:
         if place.name == "square.mp4":
             raise KeyboardInterrupt
-        return make(maker, prompt, place, output)
+        return make(maker, prompt, place, output, sample)
 
     with monkeypatch.context() as patch:
         patch.setattr(ClipMaker, "make", interrupted)

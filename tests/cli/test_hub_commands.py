@@ -48,7 +48,7 @@ def test_a_pushed_delta_comes_back_and_its_history_says_so(
 ) -> None:
     delta_id = hfq.open_registry().register(small_delta, aliases=["small@test"])
     code, pushed = document(capsys, "push", "small@test", REPO, *BASE)
-    assert (code, pushed["id"], pushed["tag"]) == (0, delta_id, f"delta-{delta_id[:12]}")
+    assert (code, pushed["id"], pushed["tag"]) == (0, delta_id, f"delta-{delta_id}")
     code, pulled = document(capsys, "pull", REPO, "-o", str(tmp_path / "copy"))
     assert (code, pulled["id"], pulled["commit"]) == (0, delta_id, pushed["commit"])
     assert (tmp_path / "copy" / "ptq_state.json").read_bytes() == (small_delta / "ptq_state.json").read_bytes()

@@ -20,6 +20,7 @@ from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate,
 from hfq.convert.calibration import Calibration
 from hfq.convert.generation import plan_schedule, scheduler_for
 from hfq.convert.pipelines import LoadedModel
+from hfq.convert.progress import Silent
 from hfq.convert.prompts import Prompt
 from hfq.schema.errors import (
     HfqError,
@@ -221,7 +222,6 @@ def test_checks_come_before_the_first_forward(tiny_model: LoadedModel, tmp_path:
         (UnknownWordError, {"prompts": [good, "a red hippopotamus"]}),
         (UnknownWordError, {"prompts": [good], "negative_prompt": "blurry"}),
         (UsageError, {"prompts": []}),
-        (UsageError, {"prompts": [good, good]}),
         (UsageError, {"prompts": [good], "height": 26}),
         (UsageError, {"prompts": [good], "frames": 8}),
         (UsageError, {"prompts": [good], "steps": 1}),
@@ -236,6 +236,20 @@ def test_checks_come_before_the_first_forward(tiny_model: LoadedModel, tmp_path:
                 tiny_model.pipeline, settings.pop("prompts"), tmp_path / "out", **{"steps": STEPS, **settings}
             )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_occurs_again_is_run_once(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    twice = [TINY_PROMPTS[0], TINY_PROMPTS[1], TINY_PROMPTS[0]]
+    said: list[str] = []
+
+    class Hears(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    for name, prompts in (("twice", twice), ("once", twice[:2])):
+        hfq.calibrate(tiny_model.pipeline, prompts, tmp_path / name, steps=STEPS, progress=Hears()).close()
+    assert bytes_of(tmp_path / "twice") == bytes_of(tmp_path / "once")
+    assert said == ["1 of 3 prompts occurred before in the list; each is run once"]
 
 
 # --- a live pipeline -------------------------------------------------------------------------------------------------

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hfq.convert.prompts import Prompt, check_prompts, read_prompts
+from hfq.convert.prompts import (
+    Prompt,
+    check_prompts,
+    distinct_prompts,
+    read_prompts,
+    repeats_line,
+    sample_numbers,
+)
 from hfq.schema.errors import HfqError, MalformedFileError, MissingPathError, UsageError
 
 
@@ -42,8 +49,6 @@ def test_one_text_with_two_images_is_two_prompts(tmp_path: Path) -> None:
     [
         ("", UsageError, "no prompts"),
         (" \n\t\n", UsageError, "no prompts"),
-        ("a cat\na dog\na cat", UsageError, "number 1 and 3"),
-        ('a cat\n{"prompt": "a cat"}', UsageError, "number 1 and 2"),
         ('a cat\n{"prompt": "b"', MalformedFileError, "line 2"),
         ('{"text": "b"}', MalformedFileError, "without a `prompt`"),
         ('{"prompt": 3}', MalformedFileError, "without a `prompt`"),
@@ -62,6 +67,70 @@ def test_bad_files(tmp_path: Path, text: str | bytes, error: type[HfqError], say
         read_prompts(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ('["a cat", "a dog"]', ["a cat", "a dog"]),
+        ('[\n  "a cat",\n  "a [wide] dog"\n]\n', ["a cat", "a [wide] dog"]),
+        ('[{"prompt": "a cat", "id": "1"}, "a dog"]', ["a cat", "a dog"]),
+        ('[\r\n{"prompt": "a cat"},\r\n{"prompt": "a dog"}\r\n]', ["a cat", "a dog"]),
+        ('{\n  "prompt": "a cat"\n}', ["a cat"]),
+        ('{"prompt": "a cat"}', ["a cat"]),
+        ('"a cat"\n"a \\"big\\" dog"', ["a cat", 'a "big" dog']),
+        ('"a cat" says the sign\n"a dog"', ['"a cat" says the sign', '"a dog"']),
+        ("[wide shot] a cat\n[close-up] a dog", ["[wide shot] a cat", "[close-up] a dog"]),
+        ("a cat\r\na dog\ra bird", ["a cat", "a dog", "a bird"]),
+        ("prompting a cat, softly\na dog", ["prompting a cat, softly", "a dog"]),
+        ("- a cat", ["- a cat"]),
+    ],
+)
+def test_lines_and_json(tmp_path: Path, text: str, prompts: list[str]) -> None:
+    assert [prompt.text for prompt in read_prompts(write(tmp_path, text))] == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.json", '["a cat", "a dog"', "too early"),
+        ("p.txt", '[\n  "a cat",\n  "a dog",\n]', "p.txt"),
+        ("p.txt", '["a cat", 3]', "entry 2"),
+        ("p.txt", "['a cat', 'a dog']", "p.txt"),
+        ("p.txt", '[["a cat"]]', "entry 1"),
+        ("p.txt", '[{"prompt_en": "a cat", "dimension": ["x"]}]', "found dimension, prompt_en"),
+        ("p.txt", '["a cat", " "]', "entry 2"),
+        ("p.txt", '["a cat"]\n["a dog"]', "p.txt"),
+        ("p.txt", 'a cat\n["a dog"]', "line 2"),
+        ("p.json", '{"prompts": ["a cat"]}', "without a `prompt`"),
+        ("p.txt", '{\n "prompts": [\n"a cat"]}', "without a `prompt`"),
+        ("p.txt", "[" * 100_000, "p.txt"),
+        ("p.csv", "a cat\na dog", "a table"),
+        ("p.txt", "id,prompt\n1,a cat", "a table"),
+        ("p.txt", "prompt\tcategory\na cat\tanimal", "a table"),
+        ("p.yaml", "a cat", "YAML"),
+        ("p.txt", "- a cat\n- a dog", "YAML or Markdown"),
+        ("p.txt", "prompts:\n  - a cat", "YAML or Markdown"),
+        ("p.txt", "prompt: a cat\nprompt: a dog", "field's name"),
+        ("p.txt", "1. a cat\n2. a dog", "numbered list"),
+        ("p.txt", "<?xml version='1.0'?>\n<p>a cat</p>", "markup"),
+        ("p.txt", "a\x00 \x00c\x00a\x00t\x00", "control character"),
+    ],
+)
+def test_what_is_neither_lines_nor_json(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, newline="")
+    with pytest.raises(HfqError, match=says):
+        read_prompts(path)
+
+
+def test_a_repeated_prompt_is_listed_again(tmp_path: Path) -> None:
+    """As in six of VBench's own lists; another category or id is still the same prompt."""
+    found = read_prompts(write(tmp_path, 'a cat\na dog\na cat\n{"prompt": "a cat", "id": "x"}'))
+    assert sample_numbers(found) == [0, 0, 1, 2]
+    assert [prompt.text for prompt in distinct_prompts(found)] == ["a cat", "a dog"]
+    assert repeats_line(found) == "2 of 4 prompts occurred before in the list; each is run once"
+    assert repeats_line(distinct_prompts(found)) is None
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(MissingPathError):
         read_prompts(tmp_path / "none.txt")
@@ -70,7 +139,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def test_lists_are_checked_like_files() -> None:
-    for prompts in ([], [Prompt("a"), Prompt("a")], [Prompt("")]):
+    for prompts in ([], [Prompt("")]):
         with pytest.raises(HfqError):
             check_prompts(prompts, "prompts")
 

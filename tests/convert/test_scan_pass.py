@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import HANG_S
 from synthetic import tiny, write_checkpoint, write_expert
 
 from hfq.convert import scan_parts, scan_pass
@@ -83,7 +84,7 @@ def test_without_file_hashes_the_digests_are_the_same(threads: int, tmp_path: Pa
 def test_tensors_of_one_file_are_hashed_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_expert(tmp_path, tiny().tensors(), dtype="F32")
     # Nobody gets past the barrier alone, and the chunks of one tensor fill all buffers.
-    barrier, met = threading.Barrier(2, timeout=20), set[str]()
+    barrier, met = threading.Barrier(2, timeout=HANG_S), set[str]()
     digest_chunk = scan_parts.TensorPass.digest_chunk
 
     def wait(tensor: scan_parts.TensorPass, chunk: scan_parts.Chunk) -> None:
@@ -172,7 +173,7 @@ def test_work_is_done_side_by_side_on_single_threads(tmp_path: Path) -> None:
     torch.set_num_threads(3)
     try:
         # Nobody gets past the barrier alone.
-        barrier, first = threading.Barrier(3, timeout=20), iter(range(3))
+        barrier, first = threading.Barrier(3, timeout=HANG_S), iter(range(3))
         inside: list[int] = []
 
         def work(_: ScannedTensor) -> None:
@@ -192,13 +193,17 @@ def test_works_that_need_memory_wait_for_each_other(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     lock, running, most = threading.Lock(), 0, 0
+    # The first two meet: neither gets past the barrier alone.
+    barrier, first = threading.Barrier(2, timeout=HANG_S), iter(range(2))
 
     def work(_: ScannedTensor) -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.001)
+            meets = next(first, None) is not None
+        if meets:
+            barrier.wait()
         with lock:
             running -= 1
 
@@ -259,12 +264,12 @@ def test_an_interruption_ends_long_work(tmp_path: Path) -> None:
         def note(self, text: str) -> None: ...
         def finish(self) -> None: ...
         def advance(self, amount: int = 1) -> None:
-            started.wait(20)
+            started.wait(HANG_S)
             raise KeyboardInterrupt  # what Ctrl-C does in the main thread
 
     def work(_: ScannedTensor) -> None:
         started.set()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_S
         try:
             while time.monotonic() < deadline:
                 check_stopped()
@@ -338,6 +343,6 @@ def test_a_thread_that_gets_no_memory_is_waited_for_by_nobody(
 
     outside = threading.Thread(target=scan, daemon=True)
     outside.start()
-    outside.join(20)
+    outside.join(HANG_S)
     assert [str(error) for error in raised] == ["no more"]
     assert not names_of_threads()

@@ -9,6 +9,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from patience import HANG_S, wait_until
+
 import hfq.registry.upgrade  # noqa: F401  (loaded before the fork, so that creating a registry is quick)
 from hfq.registry import open_registry
 
@@ -35,16 +37,21 @@ class Writers:
     def finish(self) -> list[str]:
         """Wait for all of them, see that none failed, and return what they registered."""
         for process in self._processes:
-            process.join(timeout=60)
+            process.join(timeout=HANG_S)
         assert [process.exitcode for process in self._processes] == [0] * len(self._processes)
         return self.reported()
 
-    def kill(self, *, after_s: float, apart_s: float) -> list[str]:
-        """kill -9 one after the other; returns what they had registered until then."""
-        time.sleep(after_s)
+    def kill(self, *, after: int, then_s: float = 0.0) -> list[str]:
+        """kill -9 one after the other; returns what they had registered until then.
+
+        Args:
+            after: how many folders they have reported by then, all together.
+            then_s: a little later, so that kills land all over a transaction; what must hold, holds wherever they land.
+        """
+        wait_until(lambda: len(self.reported()) >= after)
+        time.sleep(then_s)
         for process in self._processes:
             process.kill()
-            time.sleep(apart_s)
         for process in self._processes:
             process.join()
         return self.reported()

@@ -8,7 +8,7 @@ import pytest
 from factory import make_delta
 
 from hfq.registry import Registry
-from hfq.schema.errors import UnknownIdError, UsageError
+from hfq.schema.errors import AliasMovedError, UnknownIdError, UsageError
 
 
 @pytest.fixture
@@ -55,6 +55,26 @@ def test_a_removed_alias_is_unknown_and_the_delta_stays(registry: Registry, two:
     assert registry.get(two[0]).events[-1].kind == "alias-removed"
     with pytest.raises(UnknownIdError):
         registry.remove_alias("prod")
+
+
+def test_an_alias_moves_only_from_what_is_expected(registry: Registry, two: tuple[str, str]) -> None:
+    first, second = two
+    registry.set_alias("prod", first, expect="none")
+    with pytest.raises(AliasMovedError, match="expected no such alias, found delta:"):
+        registry.set_alias("prod", second, expect="none")
+    with pytest.raises(AliasMovedError) as caught:
+        registry.set_alias("prod", second, expect=second[:12])
+    assert (caught.value.exit_code, caught.value.code) == (3, "alias-moved")
+    with pytest.raises(AliasMovedError):
+        registry.set_alias("stage", second, expect=first)
+    with pytest.raises(UnknownIdError):
+        registry.set_alias("prod", second, expect="ffff" * 16)
+    with pytest.raises(AliasMovedError):
+        registry.remove_alias("prod", expect=second)
+    assert registry.aliases() == {"prod": first}
+    assert registry.set_alias("prod", second, expect=first).before == first
+    registry.remove_alias("prod", expect="prod")
+    assert registry.aliases() == {}
 
 
 NO_NAMES = ["", "abcd", "1234567890ab", "delta:abcd", "a/b", "..", "-x", "a b", "a\x1b[31mb", "a\n", "x" * 101, "é@x"]

@@ -228,7 +228,22 @@ def test_any_file_name_will_do(tmp_path: Path, path: str) -> None:
     assert (tmp_path / path).is_file()
 
 
-@pytest.mark.parametrize("url", ["postgresql://host/db", "sqlite://", "sqlite:///x?mode=ro", "://", "what://x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://host/db",
+        "sqlite://",
+        "sqlite:///x?mode=ro",
+        "sqlite:///x?y.db",
+        "sqlite:///x?",
+        "sqlite://host/x",
+        "sqlite://user@/x",
+        "sqlite://x.db",
+        "sqlite:x.db?y",
+        "://",
+        "what://x",
+    ],
+)
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(UsageError):
         open_registry(url)

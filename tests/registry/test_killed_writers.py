@@ -17,10 +17,10 @@ KEPT = 150  # per expert: enough rows that a transaction takes a while
 def test_killed_writers_leave_whole_registrations_only(registry: Registry, tmp_path: Path) -> None:
     folders = [tmp_path / f"delta-{number}" for number in range(48)]
     ids = {str(folder): make_delta(folder, seed=folder.name, kept=KEPT, quantized=1) for folder in folders}
-    for after_s in (0.1, 0.3, 0.5, 0.7):
+    for after, then_s in ((1, 0.0), (4, 0.007), (9, 0.013), (16, 0.02)):
         writers = Writers(registry.path, [folders[start::6] for start in range(6)])
         writers.release()
-        reported = writers.kill(after_s=after_s, apart_s=0.013)
+        reported = writers.kill(after=after, then_s=then_s)
         assert_whole(registry)
         registered = {delta.id for delta in registry.list()[0]}
         assert {ids[folder] for folder in reported} <= registered
@@ -35,10 +35,10 @@ def test_processes_killed_while_they_create_the_registry_leave_one_that_works(
     registry: Registry, tmp_path: Path
 ) -> None:
     make_delta(tmp_path / "delta")
-    for after_s in (0.0, 0.03, 0.06, 0.1, 0.15, 0.2):
+    for then_s in (0.0, 0.03, 0.06, 0.1, 0.15, 0.2):
         writers = Writers(registry.path, [[tmp_path / "delta"]] * 3)
         writers.release()
-        reported = writers.kill(after_s=after_s, apart_s=0.005)
+        reported = writers.kill(after=0, then_s=then_s)
         assert registry.list()[1] >= bool(reported)
         registry.register(tmp_path / "delta")
         assert registry.list()[1] == 1

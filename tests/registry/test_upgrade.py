@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from factory import make_delta
 
-from hfq.migrations import HEAD, REVISIONS
+from hfq.migrations import HEAD, REVISIONS, VERSION_TABLE
 from hfq.registry import Filters, Registry, upgrade
 from hfq.registry.models import Table
 from hfq.schema.errors import RegistryError, RegistryVersionError
@@ -82,6 +85,58 @@ def test_the_backup_is_the_old_registry_complete_and_readable(old_registry: Regi
     assert dump(done.backup) == before
     beside = sorted(path.name for path in done.backup.parent.iterdir())
     assert beside == ["registry.sqlite", done.backup.name]
+
+
+def test_a_killed_upgrade_leaves_no_half_backup(old_registry: Registry) -> None:
+    """Killed while the copy is not yet on the disk for certain: no file has a backup's name."""
+    before = dump(old_registry.path)
+    child = os.fork()
+    if child == 0:
+        upgrade.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        try:
+            upgrade.upgrade(old_registry.database)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    names = [path.name for path in old_registry.path.parent.iterdir() if "backup" in path.name]
+    assert len(names) == 1
+    assert names[0].endswith(".partial")
+    assert dump(old_registry.path) == before
+    done = upgrade.upgrade(old_registry.database)
+    assert done.backup is not None
+    assert dump(done.backup) == before
+
+
+def test_a_backup_that_fails_leaves_nothing(old_registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(upgrade.os, "fsync", full)
+    with pytest.raises(RegistryError, match="the backup cannot be written"):
+        upgrade.upgrade(old_registry.database)
+    assert old_registry.status().revision == "0001"
+    assert [path.name for path in old_registry.path.parent.iterdir() if "backup" in path.name] == []
+
+
+def test_a_registry_that_is_upgraded_while_a_writer_waits_is_not_written(registry: Registry, tmp_path: Path) -> None:
+    """The revision is read again under the lock: another release may have changed the tables in between."""
+    make_delta(tmp_path / "delta")
+    registry.register(tmp_path / "delta")
+    database = registry.database
+    looked = database.revision
+
+    def then_another_release_comes() -> str | None:
+        found = looked()
+        with closing(sqlite3.connect(registry.path)) as connection:
+            connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+            connection.commit()
+        return found
+
+    database.revision = then_another_release_comes  # type: ignore[method-assign]
+    before = rows(registry.path, "SELECT count(*) FROM alias")
+    with pytest.raises(RegistryVersionError, match="9999"):
+        registry.set_alias("prod", registry.list()[0][0].id)
+    assert rows(registry.path, "SELECT count(*) FROM alias") == before
 
 
 def test_rows_still_in_the_write_ahead_log_reach_the_backup(old_registry: Registry) -> None:

@@ -35,9 +35,15 @@ def self_signed(key: Any, *, end: datetime.datetime | None = None) -> bytes:
     return made.public_bytes(PEM)
 
 
+def write_key(path: Path, key: Any) -> None:
+    """A private key as its owner keeps it."""
+    path.write_bytes(pem_of(key))
+    path.chmod(0o600)
+
+
 def write_pair(folder: Path, key: Any) -> tuple[Path, Path]:
     """A key and its self-signed certificate, as files."""
-    (folder / "own.key").write_bytes(pem_of(key))
+    write_key(folder / "own.key", key)
     (folder / "own.cert").write_bytes(self_signed(key))
     return folder / "own.key", folder / "own.cert"
 
@@ -64,6 +70,6 @@ def issue(config: Path, *, seconds: float, name: str = "short") -> tuple[Path, P
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False)
         .sign(issuer, hashes.SHA256())
     )
-    (config / f"{name}.key").write_bytes(pem_of(key))
+    write_key(config / f"{name}.key", key)
     (config / f"{name}.cert").write_bytes(made.public_bytes(PEM) + authority.public_bytes(PEM))
     return config / f"{name}.key", config / f"{name}.cert"

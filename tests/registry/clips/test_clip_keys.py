@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from made_certificates import pem_of, self_signed, write_pair
+from made_certificates import pem_of, self_signed, write_key, write_pair
 
 from hfq.registry.clips.keys import (
     anchors_pem,
@@ -95,6 +95,29 @@ def test_the_default_is_the_users_config_folder(tmp_path: Path, monkeypatch: pyt
     assert load_local_key().algorithm == "es256"
 
 
+def test_a_home_in_the_config_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's environment file is read by no shell that would put the home in."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HFQ_CONFIG", "~/video/hfq")
+    assert config_folder() == tmp_path / "video" / "hfq"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o604, 0o601])
+def test_a_key_that_others_may_use_is_refused(mode: int, config: Path, tmp_path: Path) -> None:
+    init_keys(config)
+    own, certificates = write_pair(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    for path, load in (
+        (config / "keys" / "sign.key.pem", lambda: load_local_key(config)),
+        (own, lambda: load_signing_key(own, certificates)),
+    ):
+        load()
+        path.chmod(mode)
+        with pytest.raises(KeyFileError, match=f"expected mode 0600, found mode {mode:04o}; chmod 600 "):
+            load()
+        path.chmod(0o400)
+        load()
+
+
 def test_the_local_key_does_not_show_itself(config: Path) -> None:
     init_keys(config)
     key = load_local_key(config)
@@ -173,7 +196,7 @@ def test_an_encrypted_key(tmp_path: Path) -> None:
 def test_keys_that_do_not_fit(tmp_path: Path) -> None:
     key, certificates = write_pair(tmp_path, ec.generate_private_key(ec.SECP256R1()))
     stranger = tmp_path / "stranger.pem"
-    stranger.write_bytes(pem_of(ec.generate_private_key(ec.SECP256R1())))
+    write_key(stranger, ec.generate_private_key(ec.SECP256R1()))
     with pytest.raises(KeyFileError, match="another key"):
         load_signing_key(stranger, certificates)
     for left, right in ((certificates, certificates), (key, key)):
@@ -181,7 +204,7 @@ def test_keys_that_do_not_fit(tmp_path: Path) -> None:
             load_signing_key(left, right)
     old = ec.generate_private_key(ec.SECP256R1())
     yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    (tmp_path / "old.key").write_bytes(pem_of(old))
+    write_key(tmp_path / "old.key", old)
     (tmp_path / "old.cert").write_bytes(self_signed(old, end=yesterday))
     with pytest.raises(KeyFileError, match="today"):
         load_signing_key(tmp_path / "old.key", tmp_path / "old.cert")

@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from patience import HANG_S
+
 TOKEN = "hf_stand_in"
 
 
@@ -222,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
             self.hub.stalled.set()
-            self.hub.released.wait(10.0)
+            self.hub.released.wait(HANG_S)
             return self._hang_up()
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -100,7 +100,7 @@ def test_a_revision_is_pulled_as_it_was(hub: StandIn, repo: Repo, out: Path, tmp
     assert pull_from(hub, out).id == other
     for number, revision in enumerate((tag, first)):
         pulled = pull_from(hub, out.parent / "pulled" / str(number), revision=revision)
-        assert (pulled.commit, pulled.id[:12]) == (first, tag.removeprefix("delta-"))
+        assert (pulled.commit, pulled.id) == (first, tag.removeprefix("delta-"))
 
 
 def test_other_files_are_named_and_never_asked_for(hub: StandIn, repo: Repo, out: Path) -> None:
@@ -246,8 +246,21 @@ def test_a_card_that_is_no_text_is_refused(hub: StandIn, repo: Repo, out: Path) 
 
 
 def test_a_tag_of_another_delta_is_a_contradiction(hub: StandIn, repo: Repo, out: Path) -> None:
-    repo.tags["delta-000000000000"] = repo.head().oid
-    assert refused(hub, out, DigestMismatchError, "tag", revision="delta-000000000000").exit_code == 3
+    delta_id = next(iter(repo.tags)).removeprefix("delta-")
+    alike = delta_id[:12] + ("0" if delta_id[12] != "0" else "1") * 52  # the twelve digits that people look at
+    for tag in ("delta-000000000000", f"delta-{alike}", f"delta-{alike[:13]}"):
+        repo.tags[tag] = repo.head().oid
+        assert refused(hub, out, DigestMismatchError, "tag", revision=tag).exit_code == 3
+
+
+def test_tags_of_twelve_digits_and_names_that_are_no_ids_still_serve(hub: StandIn, repo: Repo, out: Path) -> None:
+    delta_id = next(iter(repo.tags)).removeprefix("delta-")
+    out.mkdir()
+    for number, (tag, kept) in enumerate(
+        [(f"delta-{delta_id[:12]}", f"delta-{delta_id[:12]}"), ("delta-for-the-fair", None), ("delta-fade", None)]
+    ):
+        repo.tags[tag] = repo.head().oid
+        assert pull_from(hub, out / str(number), revision=tag).tag == kept
 
 
 def test_a_delta_larger_than_the_disk_is_not_fetched(hub: StandIn, out: Path, tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from factory import make_delta
+from patience import HANG_S, wait_until
 from pushing import REPO, make_large_delta, push_to
 from stand_in import Repo, StandIn
 
@@ -128,9 +128,9 @@ def test_a_killed_pull_is_continued(hub: StandIn, out: Path, tmp_path: Path) -> 
         cwd=tmp_path,
     )
     try:
-        assert hub.stalled.wait(60)
+        assert hub.stalled.wait(HANG_S)
         (incomplete,) = partial_of(out).glob(f"{STATE}.*")
-        wait_for_size(incomplete, 1 << 20)
+        wait_until(lambda: incomplete.stat().st_size >= 1 << 20)  # what the server has sent is written
         with pytest.raises(OutputExistsError, match="at work"):
             pull_from(hub, out)
     finally:
@@ -143,14 +143,6 @@ def test_a_killed_pull_is_continued(hub: StandIn, out: Path, tmp_path: Path) -> 
     pull_from(hub, out)
     assert ranges(hub) == [f"bytes={arrived}-"]
     same_files(out, tmp_path / "large")
-
-
-def wait_for_size(path: Path, size_bytes: int) -> None:
-    """Until the other process has written what the server has sent."""
-    deadline = time.monotonic() + 20
-    while path.stat().st_size < size_bytes:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_ctrl_c_keeps_what_arrived(

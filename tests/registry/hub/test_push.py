@@ -34,7 +34,7 @@ def test_push_is_one_commit_of_the_deltas_files_and_a_tag(hub: StandIn, delta: P
     assert head.parent is not None
     assert repo.commits[head.parent].parent is None  # the initial commit: there is one of ours
     assert hub.count("POST .*/commit/") == 1
-    assert repo.tags == {f"delta-{id_of(delta)[:12]}": pushed.commit} == {pushed.tag: pushed.commit}
+    assert repo.tags == {f"delta-{id_of(delta)}": pushed.commit} == {pushed.tag: pushed.commit}
     names = ("ptq_state.json", "ptq_state.safetensors", "provenance.json", "report.json")
     assert set(head.files) == {*names, "README.md", ".gitattributes"}
     for name in names:

@@ -169,7 +169,7 @@ def test_a_commit_without_its_tag_is_said_to_be_made(hub: StandIn, delta: Path) 
 
 def test_a_tag_that_names_other_files_stops_the_push(hub: StandIn, delta: Path) -> None:
     repo = hub.add(REPO)
-    repo.tags[f"delta-{id_of(delta)[:12]}"] = repo.put({"ptq_state.json": b"{}"})
+    repo.tags[f"delta-{id_of(delta)}"] = repo.put({"ptq_state.json": b"{}"})
     head = repo.head().oid
     with pytest.raises(HubConflictError, match="names other files"):
         push_to(hub, delta)
@@ -201,7 +201,7 @@ def test_a_tag_set_by_somebody_at_the_same_time_is_fine_when_it_is_the_same(hub:
     files = {path.name: Blob(path.read_bytes(), path.suffix == ".safetensors") for path in delta.iterdir()}
 
     def same_tag(repo: Repo) -> None:
-        repo.tags[f"delta-{id_of(delta)[:12]}"] = repo.commit(None, files, "theirs")
+        repo.tags[f"delta-{id_of(delta)}"] = repo.commit(None, files, "theirs")
 
     hub.before_commit = same_tag
     pushed = push_to(hub, delta)
