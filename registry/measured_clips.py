@@ -14,8 +14,9 @@ from hfq.schema.canonical import sha256_hex
 from hfq.schema.errors import ClipPairError, ContradictedClaimError, SettingsDifferError
 
 from .clips.clip_document import ClipDocument, Variant, parse_clip_document
+from .clips.containers import PICTURES
 from .clips.store import RegisteredClips
-from .clips.stream import PICTURES, open_clip
+from .clips.stream import open_clip
 from .clips.tag import read_tag
 from .database import Database
 from .models import Clip

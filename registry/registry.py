@@ -41,7 +41,8 @@ from .prompts import Seen, seen_prompts
 from .records import DeltaRecord, DeltaSummary, delta_record
 from .score_imports import Withdrawal, find_import, record_of_variant, withdraw_import
 from .score_sources import ScoreFiles
-from .score_store import Imported, Side, StoredScore, read_scores, store_measurement, store_reviews, store_scores
+from .score_store import StoredScore, read_scores, store_measurement, store_reviews
+from .score_writer import Imported, Side, store_scores
 from .scores.policy import Policy
 from .scores.values import Measurement, ReviewOutcome, SettingValue
 from .status import NO_REGISTRY, Status, read_status

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from hfq.commands.scores import import_document, score_documents, score_lines
+from hfq.commands.score_text import import_document, score_documents, score_lines
 from hfq.console import emit, format_bytes, json_option, note
 from hfq.paths import note_absence
 from hfq.registry import DeltaRecord, DeltaSummary, Filters, open_registry, render_mermaid, render_text

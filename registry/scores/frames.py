@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from hfq.registry.clips.stream import PICTURES, open_clip
+from hfq.registry.clips.containers import PICTURES
+from hfq.registry.clips.stream import open_clip
 from hfq.schema.errors import ClipStreamError, MalformedFileError, MissingPathError, TooLargeError
 
 from .names import match_key
