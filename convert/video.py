@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +63,7 @@ def refuse_clip(path: Path) -> None:
     """
     if path.exists():
         raise OutputExistsError("the output is already there", where=path, todo="choose another name, or remove it")
-    if path.suffix not in (".mp4", ".gif"):
-        raise UsageError("a clip is written as .mp4 or .gif", found=path.name)
+    _refuse_suffix(path)
     if not path.parent.is_dir():
         raise UsageError("the folder for the output does not exist", where=path.parent)
 
@@ -85,16 +84,29 @@ def write_clip(path: Path, frames: Frames, fps: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _refuse_suffix(path: Path) -> None:
+    if path.suffix not in (".mp4", ".gif"):
+        raise UsageError("a clip is written as .mp4 or .gif", found=path.name)
+
+
+def _refuse_reference(url: str, flags: int, options: object) -> NoReturn:
+    raise PermissionError("a clip that refers to another file")
+
+
 def read_clip(path: Path) -> Frames:
-    """All frames of a clip, uint8 [frames, height, width, 3].
+    """All frames of a clip that `write_clip` wrote, uint8 [frames, height, width, 3].
 
     Raises:
+        UsageError: a suffix other than .mp4 and .gif.
         MissingDependencyError
     """
+    _refuse_suffix(path)
     require_av()
     import av
 
-    with av.open(str(path)) as container:
+    container: Any
+    # The file itself and its one demuxer: left to guess, FFmpeg takes a text for a list of other files to open.
+    with path.open("rb") as file, av.open(file, format=path.suffix[1:], io_open=_refuse_reference) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
@@ -126,7 +138,8 @@ def _write_mp4(path: Path, frames: Frames, fps: int) -> None:
     height, width = frames.shape[1:3]
     # yuv420p halves the colour planes: an odd size gets one more row or column of its edge.
     padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with av.open(str(path), "w") as container:
+    # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+    with av.open(str(path.absolute()), "w") as container:
         stream: Any = container.add_stream("libx264", rate=Fraction(fps))
         stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"
         stream.options = _X264

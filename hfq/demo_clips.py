@@ -28,7 +28,8 @@ _HALF: Final = (96, 96)
 
 def make_clips(steps: Steps) -> dict[str, Any]:
     """The same prompts from the base and from the delta; returns what the summary says of them."""
-    from hfq.convert.video import psnr_db, read_clip, side_by_side, write_clip
+    from hfq.convert.video import psnr_db, side_by_side, write_clip
+    from hfq.registry.scores.frames import read_frames
 
     Path("clips.txt").write_text("\n".join(CLIP_PROMPTS) + "\n", encoding="utf-8")
     if find_spec("c2pa") is not None:
@@ -42,7 +43,7 @@ def make_clips(steps: Steps) -> dict[str, Any]:
         "generate", "--base", "tiny-wan", "--delta", "tiny@demo", *common, "-o", "hif4",
     )  # fmt: skip
     names = [f"{number:03}.mp4" for number in range(1, len(CLIP_PROMPTS) + 1)]
-    pairs = {name: (read_clip(Path("bf16") / name), read_clip(Path("hif4") / name)) for name in names}
+    pairs = {name: (read_frames(Path("bf16") / name), read_frames(Path("hif4") / name)) for name in names}
     bf16, hif4 = pairs[names[0]]
     write_clip(Path("side-by-side.gif"), side_by_side([("BF16", bf16), ("HiFloat4 W4A4", hif4)]), FPS)
     psnr = {name: psnr_db(left, right) for name, (left, right) in pairs.items()}
@@ -64,10 +65,11 @@ def psnr_text(document: Mapping[str, Any]) -> str:
 
 def audit_clips(steps: Steps) -> dict[str, str]:
     """Stamp a clip, take everything away that a clip says of itself, and ask who made it; returns file -> verdict."""
-    from hfq.convert.video import read_clip, write_clip
+    from hfq.convert.video import write_clip
+    from hfq.registry.scores.frames import read_frames
 
     # What another program would hand over: the delta's frames, encoded by somebody who knows nothing of hfq.
-    write_clip(Path("elsewhere.mp4"), read_clip(Path("hif4/002.mp4")), 2 * FPS)
+    write_clip(Path("elsewhere.mp4"), read_frames(Path("hif4/002.mp4")), 2 * FPS)
     steps.step(
         "A clip that another program made is stamped: a copy says which variant made it",
         "stamp", "elsewhere.mp4", "--variant", "tiny@demo", "--prompt", CLIP_PROMPTS[1], "--seed", str(CLIP_SEED),
@@ -131,7 +133,9 @@ def _copy_packets(source: Path, out: Path) -> None:
     """The video packets alone, as `ffmpeg -map_metadata -1 -c copy` does it."""
     import av
 
-    with av.open(str(source)) as found, av.open(str(out), "w") as copy:
+    from hfq.registry.clips.stream import open_clip
+
+    with open_clip(source) as clip, clip.demuxer() as found, av.open(str(out), "w") as copy:
         stream = copy.add_stream_from_template(found.streams.video[0])
         for packet in found.demux(video=0):
             if packet.size:  # PyAV ends a stream with an empty packet
@@ -143,9 +147,11 @@ def _encode_again(source: Path, out: Path) -> None:
     """H.264 at CRF 28 and half the size, without metadata: what a video platform makes of a clip."""
     import av
 
-    with av.open(str(source)) as found, av.open(str(out), "w") as copy:
+    from hfq.registry.clips.stream import open_clip
+
+    with open_clip(source) as clip, av.open(str(out), "w") as copy:
         stream: Any = copy.add_stream("libx264", rate=Fraction(2 * FPS), options={"crf": "28"})
         stream.width, stream.height, stream.pix_fmt = *_HALF, "yuv420p"
-        for frame in found.decode(video=0):
+        for frame in clip.frames():
             copy.mux(stream.encode(frame.reformat(*_HALF, format="yuv420p")))
         copy.mux(stream.encode())

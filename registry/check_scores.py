@@ -13,8 +13,10 @@ from hfq.schema.errors import HfqError
 from .clips.clip_document import Variant
 from .finding import Finding
 from .models import Base, Clip, Delta
-from .score_models import Measured, Review, Score
+from .score_imports import import_content, import_id, standing
+from .score_models import Measured, Review, Score, ScoreImport, ScoreImportItem
 from .score_store import prompts_digest, score_id, stored_score
+from .text import display_id
 
 __all__ = ["check_scores", "unknown_variants"]
 
@@ -22,35 +24,88 @@ _BATCH: Final = 500
 
 
 def check_scores(session: Session) -> Iterator[Finding]:
-    """Every score against its videos, the order of imports and the base of its variant."""
+    """Every score against its videos, its imports and the base of its variant."""
     rows = session.scalars(
         sa.select(Score)
         .options(joinedload(Score.settings), joinedload(Score.clips))
         .order_by(Score.key)
         .execution_options(yield_per=_BATCH)
     )
+    changed: set[int] = set()
     for row in rows:
-        yield from _content(session, row)
-    later = aliased(Score)
-    after = (
-        sa.select(sa.func.min(later.key))
-        .where(
-            later.variant_id == Score.variant_id,
-            later.metric_suite == Score.metric_suite,
-            later.metric == Score.metric,
-            later.prompt_set.is_not_distinct_from(Score.prompt_set),
-            later.key > Score.key,
-        )
-        .correlate(Score)
-        .scalar_subquery()
-    )
-    for row in session.scalars(sa.select(Score).where(Score.superseded_by.is_distinct_from(after))):
-        yield Finding("score-order", _name(row), "not the import that came last decides whether it counts", 1)
+        for finding in _content(session, row):
+            changed.add(row.key)
+            yield finding
+    yield from _order(session)
+    yield from _imports(session, changed)
     of_base = sa.select(Base.key).where(Base.id == Score.variant_id).correlate(Score).scalar_subquery()
     of_delta = sa.select(Delta.base_key).where(Delta.id == Score.variant_id).correlate(Score).scalar_subquery()
     expected = sa.case((Score.variant_kind == "base", of_base), else_=of_delta)
     for row in session.scalars(sa.select(Score).where(Score.base_key.is_distinct_from(expected))):
         yield Finding("score-base", _name(row), "the recorded base is not that of its variant", 1)
+
+
+def _order(session: Session) -> Iterator[Finding]:
+    """Of each measure the score of the last import that stands counts."""
+    measure = (Score.variant_id, Score.metric_suite, Score.metric, Score.prompt_set)
+    last = (
+        sa.select(*measure, sa.func.max(ScoreImportItem.import_key).label("import_key"))
+        .join(ScoreImportItem, ScoreImportItem.score_key == Score.key)
+        .join(ScoreImport, ScoreImport.key == ScoreImportItem.import_key)
+        .where(standing)
+        .group_by(*measure)
+        .subquery()
+    )
+    mine = sa.exists().where(ScoreImportItem.score_key == Score.key, ScoreImportItem.import_key == last.c.import_key)
+    of_last = sa.and_(
+        last.c.variant_id == Score.variant_id,
+        last.c.metric_suite == Score.metric_suite,
+        last.c.metric == Score.metric,
+        last.c.prompt_set.is_not_distinct_from(Score.prompt_set),
+    )
+    wrong = sa.select(Score).outerjoin(last, of_last).where(Score.counts != mine)
+    for row in session.scalars(wrong):
+        yield Finding(
+            "score-order", _name(row), "not the last import that is not withdrawn decides whether it counts", 1
+        )
+
+
+def _imports(session: Session, changed: set[int]) -> Iterator[Finding]:
+    """Every import against its id, and every score, cost and outcome against its import.
+
+    Args:
+        changed: keys of scores that are reported already; their imports would only repeat the news.
+    """
+    items = sa.select(ScoreImportItem.import_key).where(ScoreImportItem.score_key.in_(changed))
+    reported = set(session.scalars(items)) if changed else set()
+    for row in session.scalars(sa.select(ScoreImport).order_by(ScoreImport.key).execution_options(yield_per=_BATCH)):
+        variant = Variant(row.variant_kind, row.variant_id)
+        where = f"{display_id(row.id, 'import')} of {variant}"
+        if row.key in reported:
+            continue
+        if import_id(row.kind, variant, row.imported_at, import_content(session, row)) != row.id:
+            yield Finding("import-changed", where, "the stored import has another id", 3)
+    alone = ~sa.select(ScoreImportItem.score_key).where(ScoreImportItem.score_key == Score.key).exists()
+    for score in session.scalars(sa.select(Score).where(alone)):
+        yield Finding("score-import", _name(score), "a score of no import", 1)
+    scored = sa.select(Base.id).join(Delta, Delta.base_key == Base.key).where(Delta.id == ScoreImport.variant_id)
+    foreign = (
+        sa.select(ScoreImport.id, Score)
+        .join(ScoreImportItem, ScoreImportItem.import_key == ScoreImport.key)
+        .join(Score, Score.key == ScoreImportItem.score_key)
+        .where(
+            Score.variant_id != ScoreImport.variant_id,
+            Score.variant_id.not_in(scored.correlate(ScoreImport).scalar_subquery()),
+        )
+    )
+    for digits, score in session.execute(foreign):
+        yield Finding("score-import", _name(score), f"in {display_id(digits, 'import')} of another variant", 1)
+    for table in (Measured, Review):
+        other = sa.select(table.variant_kind, table.variant_id).join(ScoreImport, ScoreImport.key == table.import_key)
+        for kind, variant_id in session.execute(other.where(table.variant_id != ScoreImport.variant_id)):
+            yield Finding(
+                "score-import", str(Variant(kind, variant_id)), f"a {table.__tablename__} of another's import", 1
+            )
 
 
 def _content(session: Session, row: Score) -> Iterator[Finding]:

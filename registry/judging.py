@@ -19,7 +19,14 @@ from .folder import claims_id
 from .lookup import MIN_PREFIX_DIGITS, resolve
 from .models import Base, BaseExpert, Delta
 from .prompts import Seen, describe_overlap, seen_by_deltas
-from .score_store import StoredScore, read_measurements, read_reviews, read_scores, scored_deltas
+from .score_store import (
+    StoredScore,
+    read_base_scores,
+    read_measurements,
+    read_reviews,
+    read_scores,
+    scored_deltas,
+)
 from .scores.gate import Evidence, GateResult, evaluate
 from .scores.origin import ClipOrigin
 from .scores.paired import Comparison, Pairs, compare, pair_scores
@@ -142,7 +149,8 @@ def compare_variants(session: Session, first: Variant, second: Variant) -> Compa
     Raises:
         NotComparableError: there is none.
     """
-    paired = _pair_all(read_scores(session, first.id), read_scores(session, second.id), str(first), str(second))
+    ours, theirs = _scores_beside(session, first, second), _scores_beside(session, second, first)
+    paired = _pair_all(ours, theirs, str(first), str(second))
     if not paired.pairs:
         raise NotComparableError(
             "nothing to compare",
@@ -152,6 +160,13 @@ def compare_variants(session: Session, first: Variant, second: Variant) -> Compa
         )
     comparisons = tuple(compare(pairs) for pairs in paired.pairs)
     return Compared(comparisons, paired.differences(), tuple(paired.left_out), paired.origin_lines())
+
+
+def _scores_beside(session: Session, variant: Variant, other: Variant) -> Sequence[StoredScore]:
+    """The scores of a variant; those of a base as they were measured beside the other, where that is a delta."""
+    if variant.kind == "base" and other.kind == "delta":
+        return read_base_scores(session, other.id, variant.id)
+    return read_scores(session, variant.id)
 
 
 @dataclass(slots=True)
@@ -233,7 +248,7 @@ def _judge(
     base_id = _delta(session, delta_id).base.id
     seen = seen_by_deltas(session, [delta_id])[delta_id]
     scores = read_scores(session, delta_id, metrics)
-    paired = _pair_all(scores, read_scores(session, base_id, metrics), "the variant", "the base")
+    paired = _pair_all(scores, read_base_scores(session, delta_id, base_id, metrics), "the variant", "the base")
     notes = [*paired.left_out, *paired.origin_lines()]
     labels = set_labels(one.scores.prompt_set for one in scores)
     overlap = {

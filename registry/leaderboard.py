@@ -121,7 +121,7 @@ def read_leaderboard(
             Score.metric_suite == suite,
             Score.metric == metric,
             Score.prompt_set.is_not_distinct_from(chosen_set),
-            Score.superseded_by.is_(None),
+            Score.counts == sa.true(),
             Score.mean.is_not(None),
         )
     ).first()
@@ -152,7 +152,7 @@ def _groups(session: Session, base_key: int, metric: str) -> list[_Group]:
     kinds = (Score.metric_suite, Score.prompt_set, Score.direction, Score.settings_key)
     rows = session.execute(
         sa.select(*kinds, sa.func.count(Score.mean))
-        .where(Score.metric == metric, Score.base_key == base_key, Score.superseded_by.is_(None))
+        .where(Score.metric == metric, Score.base_key == base_key, Score.counts == sa.true())
         .group_by(*kinds)
     )
     return [_Group(*row) for row in rows if row[-1]]
@@ -225,7 +225,7 @@ def _leaders(
             .where(
                 Score.metric == metric,
                 Score.base_key == base_key,
-                Score.superseded_by.is_(None),
+                Score.counts == sa.true(),
                 Score.metric_suite == group.suite,
                 Score.prompt_set.is_not_distinct_from(group.prompt_set),
                 Score.direction == group.direction,

@@ -39,8 +39,10 @@ from .lookup import Filters, find_deltas, resolve
 from .models import Delta
 from .prompts import Seen, seen_prompts
 from .records import DeltaRecord, DeltaSummary, delta_record
+from .score_imports import Withdrawal, find_import, record_of_variant, withdraw_import
 from .score_sources import ScoreFiles
-from .score_store import StoredScore, read_scores, store_measurement, store_reviews, store_scores
+from .score_store import StoredScore, read_scores, store_measurement, store_reviews
+from .score_writer import Imported, Side, store_scores
 from .scores.policy import Policy
 from .scores.values import Measurement, ReviewOutcome, SettingValue
 from .status import NO_REGISTRY, Status, read_status
@@ -266,9 +268,50 @@ class Registry(ClipRegistry):
             return Variant("base", find_base(session, text))
 
     def import_scores(self, variant: Variant, found: ScoreFiles, settings: Mapping[str, SettingValue]) -> int:
-        """Remember the metrics of one import, and return how many were new: the same import twice is the same rows."""
+        """Remember the metrics of one import, and return how many of them did not count before."""
+        return self.record_scores([Side(variant, found.scores, settings, found.sha256, found.origin)]).new[0]
+
+    def record_scores(self, sides: Sequence[Side]) -> Imported:
+        """Remember scores that belong together as one import: a variant's, and those of its base measured beside them.
+
+        Raises:
+            UsageError: see `store_scores`.
+        """
         with self.database.writing() as session:
-            return store_scores(session, variant, found.scores, settings, found.sha256, found.origin)
+            return store_scores(session, sides)
+
+    def withdraw_import(self, argument: str | os.PathLike[str], reason: str, *, of_base: bool = False) -> Withdrawal:
+        """Take back an import of scores, costs or reviews: what it replaced counts again, and it stays visible.
+
+        Args:
+            argument: `import:` and digits; or a variant, which means what was recorded last of it and still stands.
+            of_base: the base of the variant.
+
+        Raises:
+            UnknownIdError, AmbiguousIdError
+            UnknownScoresError: nothing stands of the variant.
+            UsageError: no reason.
+        """
+        text = os.fspath(argument)
+        if not self.is_there:
+            self.resolve(text)  # unknown, by definition
+        variant = None if text.lower().startswith("import:") else self._variant_or_import(text, of_base)
+        with self.database.writing() as session:
+            row = find_import(session, text) if variant is None else record_of_variant(session, variant)
+            return withdraw_import(session, row, reason)
+
+    def _variant_or_import(self, text: str, of_base: bool) -> Variant | None:
+        try:
+            return self.variant(text, of_base=of_base)
+        except UnknownIdError:
+            with self.database.reading() as session:
+                try:
+                    find_import(session, text)
+                except UnknownIdError:
+                    pass
+                else:
+                    return None
+            raise
 
     def add_measurement(self, variant: Variant, measurement: Measurement) -> bool:
         """Remember what running a variant took; False where it repeats the last one."""
@@ -276,7 +319,7 @@ class Registry(ClipRegistry):
             return store_measurement(session, variant, measurement)
 
     def add_reviews(self, variant: Variant, outcomes: Sequence[ReviewOutcome], source_sha256: str) -> bool:
-        """Remember the outcomes of one file; False where it is known."""
+        """Remember the outcomes of one file; False where all of them count already."""
         with self.database.writing() as session:
             return store_reviews(session, variant, outcomes, source_sha256)
 

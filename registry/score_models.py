@@ -1,4 +1,4 @@
-"""The tables of scores, measurements and reviews.
+"""The tables of scores, measurements and reviews, and of the imports that they came with.
 
 A variant is a delta or a base, by content id, as for clips: no foreign key, because an export of scores may arrive
 before its delta. An index named after a query holds every column that the query reads.
@@ -11,7 +11,17 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from .models import Table
 
-__all__ = ["Measured", "Review", "Score", "ScoreClips", "ScoreSettings", "ScoreVideo", "Table"]
+__all__ = [
+    "Measured",
+    "Review",
+    "Score",
+    "ScoreClips",
+    "ScoreImport",
+    "ScoreImportItem",
+    "ScoreSettings",
+    "ScoreVideo",
+    "Table",
+]
 
 _Key = BigInteger().with_variant(Integer(), "sqlite")  # as in models.py
 _Digest = String(64)
@@ -26,21 +36,55 @@ class ScoreSettings(Table):
     document: Mapped[str] = mapped_column(Text, unique=True)
 
 
+class ScoreImport(Table):
+    """One act of recording: scores, what running took, or outcomes of reviewers. What came last and is not withdrawn
+    counts; see `score_imports`.
+
+    `id`: see `score_imports.import_id`. The variant is the one that was scored; the items of measured clips hold the
+    scores of its base as well.
+    """
+
+    __tablename__ = "score_import"
+    __table_args__ = (
+        CheckConstraint("kind IN ('scores', 'cost', 'review')", name="kind"),
+        CheckConstraint(_KIND, name="variant_kind"),
+        CheckConstraint("(withdrawn_at IS NULL) = (reason IS NULL)", name="withdrawn"),
+    )
+    key: Mapped[int] = mapped_column(_Key, primary_key=True)
+    id: Mapped[str] = mapped_column(_Digest, unique=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    variant_kind: Mapped[str] = mapped_column(String(10))
+    variant_id: Mapped[str] = mapped_column(_Digest, index=True)
+    imported_at: Mapped[str] = mapped_column(String(32))
+    withdrawn_at: Mapped[str | None] = mapped_column(String(32))
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class ScoreImportItem(Table):
+    """A score of an import; the same scores imported again are the same rows under a new import."""
+
+    __tablename__ = "score_import_item"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+    import_key: Mapped[int] = mapped_column(_Key, ForeignKey("score_import.key", ondelete="CASCADE"), primary_key=True)
+    score_key: Mapped[int] = mapped_column(
+        _Key, ForeignKey("score.key", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
 class Score(Table):
-    """One metric of one import. `id` is the SHA-256 over everything that was imported, videos and settings included.
+    """One metric of a variant. `id` is the SHA-256 over everything that was imported, videos and settings included.
 
     `mean`, `videos` and `prompts_sha256` repeat what `score_video` says, so that a leaderboard reads none of it.
     `prompts_sha256`: SHA-256 over the sorted prompt hashes of the scored videos, `-` where there is none, joined by LF;
     equal prompts are known by it. `base_key`: the base that the variant is or is bound to, NULL until it is registered.
-    `superseded_by`: the next import of the same metric of the variant on the same prompt set; NULL for the one that
-    counts.
+    `counts`: whether it is of the last import, that is not withdrawn, of this metric of the variant on this prompt set.
     """
 
     __tablename__ = "score"
     __table_args__ = (
         CheckConstraint(_KIND, name="variant_kind"),
         CheckConstraint("direction IN ('higher', 'lower')", name="direction"),
-        Index("ix_score_of_base", "metric", "base_key", "superseded_by", "metric_suite", "prompt_set", "direction",
+        Index("ix_score_of_base", "metric", "base_key", "counts", "metric_suite", "prompt_set", "direction",
               "settings_key", "mean"),
         Index("ix_score_of_variant", "variant_id", "metric_suite", "metric", "prompt_set"),
     )  # fmt: skip
@@ -60,7 +104,7 @@ class Score(Table):
     prompts_sha256: Mapped[str] = mapped_column(_Digest)
     settings_key: Mapped[int] = mapped_column(_Key, ForeignKey("score_settings.key"))
     base_key: Mapped[int | None] = mapped_column(_Key, ForeignKey("base.key"))
-    superseded_by: Mapped[int | None] = mapped_column(_Key, ForeignKey("score.key"))
+    counts: Mapped[bool]
     imported_at: Mapped[str] = mapped_column(String(32))
     settings: Mapped[ScoreSettings] = relationship()
     clips: Mapped[ScoreClips | None] = relationship()
@@ -79,7 +123,10 @@ class ScoreClips(Table):
 
 
 class ScoreVideo(Table):
-    """One video of a score, in the file's order; without `value`, one that the file names and does not score."""
+    """One video of a score, in the file's order; without `value`, one that the file names and does not score.
+
+    `seed`: of the clip's noise, where the clip or the registry says it.
+    """
 
     __tablename__ = "score_video"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -90,6 +137,7 @@ class ScoreVideo(Table):
     prompt_sha256: Mapped[str | None] = mapped_column(_Digest)
     category: Mapped[str | None] = mapped_column(String(200))
     value: Mapped[float | None] = mapped_column(Double())
+    seed: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Measured(Table):
@@ -110,6 +158,7 @@ class Measured(Table):
     kernels: Mapped[str] = mapped_column(String(10))
     settings: Mapped[str] = mapped_column(Text)
     recorded_at: Mapped[str] = mapped_column(String(32))
+    import_key: Mapped[int] = mapped_column(_Key, ForeignKey("score_import.key"), index=True)
 
 
 class Review(Table):
@@ -117,7 +166,7 @@ class Review(Table):
 
     __tablename__ = "review"
     __table_args__ = (
-        UniqueConstraint("variant_id", "source_sha256", "position"),
+        UniqueConstraint("import_key", "position"),
         CheckConstraint(_KIND, name="variant_kind"),
     )
     key: Mapped[int] = mapped_column(_Key, primary_key=True)
@@ -129,3 +178,4 @@ class Review(Table):
     accepted: Mapped[bool]
     category: Mapped[str | None] = mapped_column(String(200))
     recorded_at: Mapped[str] = mapped_column(String(32))
+    import_key: Mapped[int] = mapped_column(_Key, ForeignKey("score_import.key"))

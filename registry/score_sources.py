@@ -12,10 +12,10 @@ from hfq.schema.canonical import sha256_hex
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import ScoreFileError
 
-from .scores.detect import read_score_file
+from .scores.detect import read_result_file
 from .scores.opens2v import NATURAL, mean_of_runs
 from .scores.origin import ClipOrigin
-from .scores.values import MetricScores, ReviewOutcome, video_stem
+from .scores.values import MetricScores, Omitted, ReviewOutcome, video_stem
 
 __all__ = ["ScoreFiles", "read_outcomes", "read_score_files"]
 
@@ -26,12 +26,13 @@ PathLike = str | os.PathLike[str]
 class ScoreFiles:
     """The metrics of one or several result files, and the SHA-256 that stands for their bytes.
 
-    `origin`: whose the clips are, where they were measured here.
+    `origin`: whose the clips are, where they were measured here. `omitted`: what of the files is no score.
     """
 
     scores: tuple[MetricScores, ...]
     sha256: str
     origin: ClipOrigin | None = None
+    omitted: tuple[Omitted, ...] = ()
 
 
 def read_score_files(
@@ -41,18 +42,26 @@ def read_score_files(
 
     Raises:
         ScoreFileError: one metric in two files.
-        and what `read_score_file` raises.
+        and what `read_result_file` raises.
     """
-    found: dict[tuple[str, str, str | None], list[MetricScores]] = {}
+    found: dict[tuple[str, str, str | None], list[tuple[MetricScores, PathLike]]] = {}
+    omitted: list[Omitted] = []
     for path in paths:
-        for metric in read_score_file(path, full_info, prompt_set=prompt_set):
-            found.setdefault((metric.metric_suite, metric.metric, metric.prompt_set), []).append(metric)
+        file = read_result_file(path, full_info, prompt_set=prompt_set)
+        omitted += file.omitted
+        for metric in file.scores:
+            found.setdefault((metric.metric_suite, metric.metric, metric.prompt_set), []).append((metric, path))
     for (suite, name, _), parts in found.items():
         if len(parts) > 1 and name != NATURAL:
-            raise ScoreFileError("a metric in two files", where=f"{suite} {name}", todo="import one run at a time")
-    scores = tuple(parts[0] if len(parts) == 1 else mean_of_runs(parts) for parts in found.values())
+            files = " and ".join(os.fspath(path) for _, path in parts)
+            raise ScoreFileError(
+                "a metric in two files", where=f"{suite} {name}", found=files, todo="import one run at a time"
+            )
+    runs = ([metric for metric, _ in parts] for parts in found.values())
+    scores = tuple(parts[0] if len(parts) == 1 else mean_of_runs(parts) for parts in runs)
     digests = sorted(sha256_hex(read_bytes(Path(path))) for path in paths)
-    return ScoreFiles(scores, digests[0] if len(digests) == 1 else sha256_hex("\n".join(digests).encode()))
+    sha256 = digests[0] if len(digests) == 1 else sha256_hex("\n".join(digests).encode())
+    return ScoreFiles(scores, sha256, omitted=tuple(omitted))
 
 
 def read_outcomes(path: PathLike) -> tuple[tuple[ReviewOutcome, ...], str]:

@@ -1,7 +1,6 @@
 """Scores, measurements and reviews in the registry: written once, read back as the plain values of `scores/`.
 
-What an import says is never overwritten. The last import of a metric on a prompt set is the one that counts; the ones
-before it stay as rows.
+What an import says is never overwritten; `score_imports` says what counts.
 """
 
 from __future__ import annotations
@@ -18,9 +17,16 @@ from hfq.schema.canonical import CanonicalizationError, canonical_json, sha256_h
 from hfq.schema.errors import UsageError
 
 from .clips.clip_document import Variant
-from .events import record_event, utc_now
-from .models import Base, Delta
-from .score_models import Measured, Review, Score, ScoreClips, ScoreSettings, ScoreVideo
+from .events import record_event
+from .models import Base
+from .score_imports import add_import, counting_outcomes, counting_scores, scores_beside, standing
+from .score_models import (
+    Measured,
+    Review,
+    Score,
+    ScoreImport,
+    ScoreVideo,
+)
 from .scores.origin import ClipOrigin
 from .scores.values import (
     Direction,
@@ -34,24 +40,24 @@ from .scores.values import (
 )
 
 __all__ = [
+    "Settings",
     "StoredScore",
     "claim_scores",
     "prompts_digest",
+    "read_base_scores",
     "read_measurements",
     "read_reviews",
     "read_scores",
+    "record_scored",
     "score_id",
     "scored_deltas",
+    "settings_text",
     "store_measurement",
     "store_reviews",
-    "store_scores",
     "stored_score",
 ]
 
 Settings = Mapping[str, SettingValue]
-
-_ROWS = 5000
-"""Rows per INSERT: a VBench run has tens of thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,74 +76,6 @@ class StoredScore:
     origin: ClipOrigin | None = None
 
 
-def store_scores(
-    session: Session,
-    variant: Variant,
-    scores: Sequence[MetricScores],
-    settings: Settings,
-    source_sha256: str,
-    origin: ClipOrigin | None = None,
-) -> int:
-    """Write the metrics of one import and return how many were new; the caller holds the write lock.
-
-    Args:
-        settings: of the generation: guidance, steps, shift, frames and the like.
-        source_sha256: hex SHA-256 of what was read.
-        origin: whose the clips are, where they were measured here.
-
-    Raises:
-        UsageError: a setting or a name that JSON does not have.
-    """
-    new = 0
-    for metric in scores:
-        digest = score_id(variant, metric, settings, source_sha256, origin)
-        if session.scalar(sa.select(Score.key).where(Score.id == digest)) is not None:
-            continue
-        row = Score(
-            id=digest,
-            variant_kind=variant.kind,
-            variant_id=variant.id,
-            prompt_set=metric.prompt_set,
-            metric_suite=metric.metric_suite,
-            metric=metric.metric,
-            direction=metric.direction,
-            scale=metric.scale,
-            stated=metric.stated,
-            mean=metric.recomputed,
-            videos=len(metric.videos),
-            source_sha256=source_sha256,
-            prompts_sha256=prompts_digest(video.prompt_sha256 for video in metric.videos),
-            settings_key=_settings_key(session, settings),
-            base_key=_base_key(session, variant),
-            imported_at=utc_now(),
-        )
-        session.add(row)
-        session.flush()
-        session.execute(
-            sa.update(Score)
-            .where(
-                Score.variant_id == variant.id,
-                Score.metric_suite == metric.metric_suite,
-                Score.metric == metric.metric,
-                Score.prompt_set.is_not_distinct_from(metric.prompt_set),
-                Score.superseded_by.is_(None),
-                Score.key != row.key,
-            )
-            .values(superseded_by=row.key),
-            execution_options={"synchronize_session": False},
-        )
-        if origin is not None:
-            session.add(ScoreClips(score_key=row.key, **asdict(origin)))
-        videos = _video_rows(row.key, metric)
-        for start in range(0, len(videos), _ROWS):
-            session.execute(sa.insert(ScoreVideo), videos[start : start + _ROWS])
-        new += 1
-    if new:
-        suites = ", ".join(sorted({metric.metric_suite for metric in scores}))
-        _record(session, "scored", variant, suite=suites, metrics=str(new))
-    return new
-
-
 def score_id(
     variant: Variant, metric: MetricScores, settings: Settings, source_sha256: str, origin: ClipOrigin | None = None
 ) -> str:
@@ -154,6 +92,7 @@ def score_id(
                 "stated": metric.stated,
                 "videos": [
                     [video.stem, video.sample, video.prompt_sha256, video.category, video.value]
+                    + ([] if video.seed is None else [video.seed])  # most scores have none, and older ones never
                     for video in metric.videos
                 ],
                 "unscored": list(metric.unscored),
@@ -178,39 +117,6 @@ def claim_scores(session: Session, variant_id: str, base_key: int) -> None:
     )
 
 
-def _settings_key(session: Session, settings: Settings) -> int:
-    document = _settings_text(settings)
-    row = session.scalar(sa.select(ScoreSettings).where(ScoreSettings.document == document))
-    if row is None:
-        row = ScoreSettings(document=document)
-        session.add(row)
-        session.flush()
-    return row.key
-
-
-def _base_key(session: Session, variant: Variant) -> int | None:
-    query = sa.select(Base.key).where(Base.id == variant.id)
-    if variant.kind == "delta":
-        query = sa.select(Delta.base_key).where(Delta.id == variant.id)
-    return session.scalar(query)
-
-
-def _video_rows(key: int, metric: MetricScores) -> list[dict[str, Any]]:
-    rows = [
-        {
-            "stem": video.stem,
-            "sample": video.sample,
-            "prompt_sha256": video.prompt_sha256,
-            "category": video.category,
-            "value": video.value,
-        }
-        for video in metric.videos
-    ]
-    blank = {"sample": None, "prompt_sha256": None, "category": None, "value": None}
-    rows += [{"stem": stem, **blank} for stem in metric.unscored]
-    return [{"score_key": key, "position": position, **row} for position, row in enumerate(rows)]
-
-
 def read_scores(
     session: Session, variant_id: str, metrics: Iterable[tuple[str, str]] | None = None
 ) -> tuple[StoredScore, ...]:
@@ -219,14 +125,26 @@ def read_scores(
     Args:
         metrics: only these (suite, metric).
     """
+    return _read(session, counting_scores(session, variant_id), metrics)
+
+
+def read_base_scores(
+    session: Session, delta_id: str, base_id: str, metrics: Iterable[tuple[str, str]] | None = None
+) -> tuple[StoredScore, ...]:
+    """The scores of a base that a delta is held against: those that were measured beside the delta's, else those that
+    count of the base. So what is measured of another delta changes nothing here.
+    """
+    found = counting_scores(session, base_id) | scores_beside(session, delta_id, base_id)
+    return _read(session, found, metrics)
+
+
+def _read(
+    session: Session, keys: Mapping[tuple[str, str, str | None], int], metrics: Iterable[tuple[str, str]] | None
+) -> tuple[StoredScore, ...]:
     wanted = None if metrics is None else set(metrics)
-    keys = sa.select(Score.metric_suite, Score.metric, Score.key).where(
-        Score.variant_id == variant_id, Score.superseded_by.is_(None)
-    )
-    last = [key for suite, metric, key in session.execute(keys) if wanted is None or (suite, metric) in wanted]
     rows = session.scalars(
         sa.select(Score)
-        .where(Score.key.in_(last))
+        .where(Score.key.in_([key for (*name, _), key in keys.items() if wanted is None or tuple(name) in wanted]))
         .order_by(Score.metric_suite, Score.metric, Score.prompt_set)
         .options(joinedload(Score.settings), joinedload(Score.clips))
     )
@@ -235,7 +153,10 @@ def read_scores(
 
 def stored_score(session: Session, row: Score) -> StoredScore:
     """A row with its videos."""
-    columns = (ScoreVideo.stem, ScoreVideo.prompt_sha256, ScoreVideo.category, ScoreVideo.sample, ScoreVideo.value)
+    columns = (
+        ScoreVideo.stem, ScoreVideo.prompt_sha256, ScoreVideo.category, ScoreVideo.sample, ScoreVideo.value,
+        ScoreVideo.seed,
+    )  # fmt: skip
     query = sa.select(*columns).where(ScoreVideo.score_key == row.key).order_by(ScoreVideo.position)
     found = session.execute(query).all()
     scores = MetricScores(
@@ -246,8 +167,8 @@ def stored_score(session: Session, row: Score) -> StoredScore:
         scale=row.scale,
         stated=row.stated,
         videos=tuple(
-            VideoScore(stem, prompt_sha256, category, sample, value)
-            for stem, prompt_sha256, category, sample, value in found
+            VideoScore(stem, prompt_sha256, category, sample, value, seed)
+            for stem, prompt_sha256, category, sample, value, seed in found
             if value is not None
         ),
         unscored=tuple(line.stem for line in found if line.value is None),
@@ -266,7 +187,7 @@ def scored_deltas(session: Session, base_id: str, metrics: Iterable[tuple[str, s
         query = sa.select(Score.variant_id).where(
             Score.metric == metric,
             Score.base_key == base_key,
-            Score.superseded_by.is_(None),
+            Score.counts == sa.true(),
             Score.metric_suite == suite,
             Score.variant_kind == "delta",
         )
@@ -275,22 +196,26 @@ def scored_deltas(session: Session, base_id: str, metrics: Iterable[tuple[str, s
 
 
 def store_measurement(session: Session, variant: Variant, measurement: Measurement) -> bool:
-    """Write a measurement; False where it repeats the last one of its quantity, device, kernels and settings."""
-    settings = _settings_text(measurement.settings)
+    """Write a measurement; False where it repeats the one of its quantity, device, kernels and settings that counts."""
+    settings = settings_text(measurement.settings)
     last = session.scalar(
         sa.select(Measured.value)
+        .join(ScoreImport, ScoreImport.key == Measured.import_key)
         .where(
             Measured.variant_id == variant.id,
             Measured.quantity == measurement.quantity,
             Measured.device == measurement.device,
             Measured.kernels == measurement.kernels,
             Measured.settings == settings,
+            standing,
         )
         .order_by(Measured.key.desc())
         .limit(1)
     )
     if last == measurement.value:
         return False
+    content = [measurement.quantity, measurement.value, measurement.device, measurement.kernels, settings]
+    made = add_import(session, "cost", variant, [content])
     session.add(
         Measured(
             variant_kind=variant.kind,
@@ -300,20 +225,22 @@ def store_measurement(session: Session, variant: Variant, measurement: Measureme
             device=measurement.device,
             kernels=measurement.kernels,
             settings=settings,
-            recorded_at=utc_now(),
+            recorded_at=made.imported_at,
+            import_key=made.key,
         )
     )
     value = f"{measurement.value:g} {measurement.unit}"
-    _record(
-        session, "measured", variant,
-        quantity=measurement.quantity, value=value, device=measurement.device, kernels=measurement.kernels,
+    record_scored(
+        session, "measured", variant, quantity=measurement.quantity, value=value, device=measurement.device,
+        kernels=measurement.kernels, via=made.id,
     )  # fmt: skip
     return True
 
 
 def read_measurements(session: Session, variant_id: str) -> tuple[Measurement, ...]:
-    """Measurements of a delta or base, oldest first."""
-    rows = session.scalars(sa.select(Measured).where(Measured.variant_id == variant_id).order_by(Measured.key))
+    """Measurements of a delta or base that are not withdrawn, oldest first: of two of a kind the later counts."""
+    query = sa.select(Measured).join(ScoreImport, ScoreImport.key == Measured.import_key)
+    rows = session.scalars(query.where(Measured.variant_id == variant_id, standing).order_by(Measured.key))
     return tuple(
         Measurement(
             cast(Quantity, row.quantity), row.value, row.device, cast(Kernels, row.kernels), json.loads(row.settings)
@@ -323,36 +250,44 @@ def read_measurements(session: Session, variant_id: str) -> tuple[Measurement, .
 
 
 def store_reviews(session: Session, variant: Variant, outcomes: Sequence[ReviewOutcome], source_sha256: str) -> bool:
-    """Write the outcomes of one file; False where this file is known of this variant."""
-    known = sa.select(Review.key).where(Review.variant_id == variant.id, Review.source_sha256 == source_sha256)
-    if session.execute(known.limit(1)).first() is not None:
+    """Write the outcomes of one file, which go before those of earlier files on the same clips; False where all that it
+    says counts already.
+    """
+    counting = [row for row in counting_outcomes(session, variant.id) if row.source_sha256 == source_sha256]
+    if len(counting) >= len(outcomes):
         return False
-    now = utc_now()
-    for position, outcome in enumerate(outcomes):
-        session.add(
-            Review(
-                variant_kind=variant.kind,
-                variant_id=variant.id,
-                source_sha256=source_sha256,
-                position=position,
-                stem=outcome.stem,
-                accepted=outcome.accepted,
-                category=outcome.category,
-                recorded_at=now,
-            )
+    made = add_import(session, "review", variant, [[one.stem, one.accepted, one.category] for one in outcomes])
+    session.add_all(
+        Review(
+            variant_kind=variant.kind,
+            variant_id=variant.id,
+            source_sha256=source_sha256,
+            position=position,
+            stem=outcome.stem,
+            accepted=outcome.accepted,
+            category=outcome.category,
+            recorded_at=made.imported_at,
+            import_key=made.key,
         )
+        for position, outcome in enumerate(outcomes)
+    )
     accepted = sum(outcome.accepted for outcome in outcomes)
-    _record(session, "reviewed", variant, outcomes=str(len(outcomes)), accepted=str(accepted))
+    record_scored(session, "reviewed", variant, outcomes=str(len(outcomes)), accepted=str(accepted), via=made.id)
     return True
 
 
 def read_reviews(session: Session, variant_id: str) -> tuple[ReviewOutcome, ...]:
-    """Outcomes of a delta or base, in the order in which they came."""
-    rows = session.scalars(sa.select(Review).where(Review.variant_id == variant_id).order_by(Review.key))
+    """Outcomes of a delta or base that count, in the order in which they came."""
+    rows = counting_outcomes(session, variant_id)
     return tuple(ReviewOutcome(row.stem, row.accepted, row.category) for row in rows)
 
 
-def _settings_text(settings: Settings) -> str:
+def settings_text(settings: Settings) -> str:
+    """Settings as they are stored: canonical JSON.
+
+    Raises:
+        UsageError: a value that JSON does not have.
+    """
     return _canonical(dict(settings)).decode()
 
 
@@ -363,6 +298,7 @@ def _canonical(value: Any) -> bytes:
         raise UsageError("a value that JSON does not have", found=error) from None
 
 
-def _record(session: Session, kind: str, variant: Variant, **detail: str) -> None:
+def record_scored(session: Session, kind: str, variant: Variant, **detail: str) -> None:
+    """A line of the history of a variant."""
     delta = variant.id if variant.kind == "delta" else None
     record_event(session, kind, delta, **({} if delta else {"base": variant.id}), **detail)

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -112,8 +112,12 @@ def _no_duplicates(where: str) -> Any:
     return build
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def parse_json(data: bytes, where: str, constant: Callable[[str], Any] | None = None) -> Any:
     """JSON with unique names, finite numbers, whole Unicode characters and bounded depth.
+
+    Args:
+        constant: makes a value of `NaN`, `Infinity` and `-Infinity`, which Python's writers put into files; without it
+            they are refused.
 
     Raises:
         MalformedFileError, DuplicateKeyError, TruncatedFileError, TrailingBytesError, TooLargeError
@@ -133,7 +137,10 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         text = data.decode("utf-8")
         value = json.loads(
-            text, object_pairs_hook=_no_duplicates(where), parse_constant=refuse_constant, parse_float=finite
+            text,
+            object_pairs_hook=_no_duplicates(where),
+            parse_constant=constant or refuse_constant,
+            parse_float=finite,
         )
     except UnicodeDecodeError as error:
         raise MalformedFileError("not UTF-8", where=where, found=f"byte {error.start}") from None

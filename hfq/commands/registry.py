@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from hfq.commands.scores import score_documents, score_lines
+from hfq.commands.score_text import import_document, score_documents, score_lines
 from hfq.console import emit, format_bytes, json_option, note
 from hfq.convert.identity import same_weights
 from hfq.paths import note_absence
@@ -134,7 +134,9 @@ def _table(deltas: Sequence[DeltaSummary]) -> str:
 @click.argument("delta")
 @json_option
 def show_command(delta: str, as_json: bool) -> None:
-    """Show one registered delta: sizes, kept sites, folders, history, scores, costs, reviews."""
+    """Show one registered delta: sizes, kept sites, folders, history, scores, costs, reviews, and all that was ever
+    imported of it and of its base, withdrawn or not.
+    """
     registry = open_registry()
     record = registry.get(registry.identify(delta))
     found = registry.evaluation(Variant("delta", record.id))
@@ -143,9 +145,18 @@ def show_command(delta: str, as_json: bool) -> None:
         "scores": score_documents(found.scores, found.seen),
         "costs": [{**asdict(cost), "settings": dict(cost.settings), "unit": cost.unit} for cost in found.costs],
         "reviews": None if found.reviews is None else asdict(found.reviews),
+        "imports": [import_document(one) for one in found.imports],
     }
     lines = score_lines(found.scores, found.seen)
-    emit(document, "\n".join([_details(record), *(["  scores", *lines] if lines else []), *_costs(found)]), as_json)
+    scores = ["  scores", *lines] if lines else []
+    emit(document, "\n".join([_details(record), *_imports(found), *scores, *_costs(found)]), as_json)
+
+
+def _imports(found: Evaluation) -> list[str]:
+    lines = [
+        f"  {printable(one, 1000)}{', of the base' if one.variant.kind == 'base' else ''}" for one in found.imports
+    ]
+    return ["  imports", *lines] if lines else []
 
 
 def _costs(found: Evaluation) -> list[str]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hfq.commands.clips import parse_settings
+from hfq.commands.score_text import import_document, score_documents, score_lines
 from hfq.console import emit, json_option, note
 from hfq.registry import open_registry
-from hfq.registry.text import printable
+from hfq.registry.text import display_id, printable
 from hfq.schema.errors import UsageError
 
 if TYPE_CHECKING:
     from hfq.registry import Registry
     from hfq.registry.clips.clip_document import Variant
-    from hfq.registry.prompts import Seen
+    from hfq.registry.measured_clips import ClipScores
     from hfq.registry.score_sources import ScoreFiles
-    from hfq.registry.score_store import StoredScore
 
-__all__ = ["score_command", "score_documents", "score_lines"]
+__all__ = ["score_command"]
 
 _MAX_NAME: Final = 80
 
@@ -76,13 +75,15 @@ def score_import(
 ) -> None:
     """Import result files of VBench, VBench-I2V or OpenS2V-Eval; their structure says which they are.
 
-    Every video's value is kept. The same import twice is the same rows. --setting says how the clips were generated
-    (guidance, steps, shift, frames, height, width): a gate fails, and `compare` refuses, what one side alone records.
+    Every video's value is kept. The same import twice is the same rows; the last import that is not withdrawn
+    counts. --setting says how the clips were generated (guidance, steps, shift, frames, height, width): a gate fails,
+    and `compare` refuses, what one side alone records.
 
     \b
     hfq score import wan22@candidate run_eval_results.json --full-info run_full_info.json --setting steps=40
     """
     from hfq.registry.score_sources import read_score_files
+    from hfq.registry.score_writer import Side
 
     registry = open_registry()
     variant = registry.variant(delta, of_base=of_base)
@@ -90,14 +91,16 @@ def score_import(
     given = parse_settings(settings)
     if not given:
         note("no --setting: how these clips were generated is not recorded; a gate fails what the base alone records")
-    document, text = _import(registry, variant, found, given)
-    emit(document, text, as_json)
+    imported = registry.record_scores([Side(variant, found.scores, given, found.sha256)])
+    for one in found.omitted:
+        note(f"WARNING: left out: {printable(one, 1000)}")
+    document, text = _imported(registry, variant, found, imported.id, imported.new[0])
+    emit({**document, "omitted": [asdict(one) for one in found.omitted]}, text, as_json)
 
 
-def _import(
-    registry: Registry, variant: Variant, found: ScoreFiles, settings: Mapping[str, Any]
+def _imported(
+    registry: Registry, variant: Variant, found: ScoreFiles, import_id: str, new: int
 ) -> tuple[dict[str, Any], str]:
-    new = registry.import_scores(variant, found, settings)
     names = {(metric.metric_suite, metric.metric, metric.prompt_set) for metric in found.scores}
     stored, seen = registry.scores(variant)
     mine = [one for one in stored if (one.scores.metric_suite, one.scores.metric, one.scores.prompt_set) in names]
@@ -108,66 +111,21 @@ def _import(
                 f"{one.scores.metric_suite} {one.scores.metric}: the file states {one.scores.stated:.4f}, the mean of "
                 f"its {len(one.scores.videos)} videos is {one.scores.recomputed:.4f}; the videos count"
             )
+    unknown = max((one.scores.of_unknown_prompt for one in mine), default=0)
+    if unknown:
+        note(
+            f"WARNING: nobody knows which prompt {unknown} videos of {variant} are of: each counts as a prompt of its "
+            "own, and calibration prompts among them cannot be told; --full-info says which prompts they are"
+        )
     document = {
         "variant": {"kind": variant.kind, "id": variant.id},
+        "import": import_id,
         "source_sha256": found.sha256,
         "new": new,
         "scores": score_documents(mine, seen),
     }
-    return document, "\n".join([f"{variant}: {status}", *score_lines(mine, seen)])
-
-
-def score_documents(stored: Sequence[StoredScore], seen: Seen | None) -> list[dict[str, Any]]:
-    """Scores for --json, each with its overlap; null for a base, which is made with no prompts."""
-    from hfq.registry.judging import overlap_of
-
-    return [
-        {
-            "metric_suite": one.scores.metric_suite,
-            "metric": one.scores.metric,
-            "prompt_set": one.scores.prompt_set,
-            "mean": one.scores.recomputed,
-            "stated": one.scores.stated,
-            "stated_agrees": one.scores.stated_agrees,
-            "videos": len(one.scores.videos),
-            "unscored": list(one.scores.unscored),
-            "direction": one.scores.direction,
-            "scale": one.scores.scale,
-            "settings": dict(one.settings),
-            "overlap": overlap_of(one, seen),
-            "clips": None if one.origin is None else asdict(one.origin),
-            "source_sha256": one.source_sha256,
-            "imported_at": one.imported_at,
-        }
-        for one in stored
-    ]
-
-
-def score_lines(stored: Sequence[StoredScore], seen: Seen | None) -> list[str]:
-    """Scores for people, one per line, with whose clips were measured and a delta's overlap whenever these change."""
-    from hfq.registry.judging import overlap_of
-    from hfq.registry.scores.values import set_labels
-
-    lines: list[str] = []
-    before: list[str] = []
-    labels = set_labels(one.scores.prompt_set for one in stored)
-    for one in stored:
-        overlap = overlap_of(one, seen)
-        after = [] if one.origin is None else [f"  clips        {one.origin}"]
-        after += [] if overlap is None else [f"  overlap      {overlap}"]
-        if after != before:
-            lines += before
-        before = after
-        scores = one.scores
-        mean = "no value" if scores.recomputed is None else f"{scores.recomputed:.4f}"
-        stated = "" if scores.stated is None else f", the file says {scores.stated:.4f}"
-        stated += "; ITS VIDEOS CONTRADICT THAT" if scores.stated_agrees is False else ""
-        unscored = f", {len(scores.unscored)} without a value" if scores.unscored else ""
-        lines.append(
-            f"  {printable(scores.metric_suite)} {scores.metric}{printable(labels[scores.prompt_set])}  {mean}  "
-            f"({len(scores.videos)} videos{stated}{unscored})"
-        )
-    return lines + before
+    heading = f"{variant}: {status}  {display_id(import_id, 'import')}"
+    return document, "\n".join([heading, *score_lines(mine, seen)])
 
 
 @score_command.command("measure")
@@ -177,6 +135,7 @@ def score_lines(stored: Sequence[StoredScore], seen: Seen | None) -> list[str]:
 @_full_info
 @_prompt_set
 @_setting
+@click.option("--anyway", is_flag=True, help="Measure also clips that were generated with other settings.")
 @json_option
 def score_measure(
     delta: str,
@@ -185,19 +144,26 @@ def score_measure(
     full_info: str | None,
     prompt_set: str | None,
     settings: tuple[str, ...],
+    anyway: bool,
     as_json: bool,
 ) -> None:
     """Measure the pixels of clips here: PSNR and SSIM against the base's clips, temporal flicker, frame-to-frame and
     first-frame similarity of the clips themselves.
 
-    None of these is a VBench score, and none says whether a clip is good. The base's own values are recorded with the
-    base. Prompts, categories and settings are taken from what the clips say of themselves; --setting adds to that.
+    None of these is a VBench score, and none says whether a clip is good. The base's own values are recorded with ID's:
+    it is held against them, whatever is measured of the base later. Prompts, seeds, categories and settings are taken
+    from what the clips, or the registry, say of them; --setting adds to that.
+
+    A clip and its reference have one name. Clips whose names differ are paired by prompt and seed. A pair of other
+    prompts, seeds or first frames ends with exit code 3; one of other settings with exit code 2, or with --anyway it is
+    measured, and a gate fails it. What nothing confirms is paired by its name alone, which is said.
 
     Every clip is looked up in the registry by its file and its frames: one that is another variant's ends with exit
     code 3. How many of the clips say whose they are, and how many are registered, is recorded with the scores.
     """
     from hfq.registry.clips.clip_document import Variant
     from hfq.registry.measured_clips import measure_clips
+    from hfq.registry.score_writer import Side
 
     registry = open_registry()
     variant = registry.variant(delta)
@@ -206,23 +172,50 @@ def score_measure(
     base = Variant("base", registry.get(variant.id).base.id)
     found = measure_clips(
         registry.database, clips, reference, variant, base, full_info=full_info, prompt_set=prompt_set,
-        progress=lambda stem: note(f"measuring {printable(stem)}"),
+        settings=parse_settings(settings), anyway=anyway, progress=lambda stem: note(f"measuring {printable(stem)}"),
     )  # fmt: skip
+    _paired(found, clips, reference)
     for who, files, folder in ((variant, found.variant, clips), (base, found.base, reference)):
         _doubt(who, files, folder)
+    sides = (
+        (variant, found.variant, found.variant_settings),
+        (base, found.base, found.base_settings),
+    )
+    imported = registry.record_scores(
+        [Side(who, files.scores, own, files.sha256, files.origin) for who, files, own in sides]
+    )
+    told = [
+        _imported(registry, who, files, imported.id, new)
+        for (who, files, _), new in zip(sides, imported.new, strict=True)
+    ]
+    pairs = {
+        "measured": found.pairs,
+        "confirmed": found.confirmed,
+        "by_name": found.pairs - found.confirmed,
+        "by_tags": [{"clip": one, "reference": other} for one, other in found.by_tags],
+        "only_clips": list(found.only_clips),
+        "only_reference": list(found.only_reference),
+        "left_over": [str(path) for path in found.left_over],
+    }
+    document = {"variant": told[0][0], "base": told[1][0], "pairs": pairs}
+    emit(document, "\n".join(text for _, text in told), as_json)
+
+
+def _paired(found: ClipScores, clips: str, reference: str) -> None:
+    """Say how clips and references were put together, and what was left out."""
+    for one, other in found.by_tags:
+        note(f"paired by prompt and seed: {printable(one)} and {printable(other)}")
+    by_name = found.pairs - found.confirmed
+    if by_name:
+        note(
+            f"WARNING: {by_name} of {found.pairs} pairs are by their names alone: nothing says that both clips are of "
+            "one prompt and seed"
+        )
     for stems, folder in ((found.only_clips, clips), (found.only_reference, reference)):
         if stems:
             note(f"only in {printable(folder, 1000)}, no pair: {', '.join(map(printable, stems))}")
-    given = parse_settings(settings)
-    sides = [
-        _import(registry, who, files, {**own, **given})
-        for who, files, own in (
-            (variant, found.variant, found.variant_settings),
-            (base, found.base, found.base_settings),
-        )
-    ]
-    document = {"variant": sides[0][0], "base": sides[1][0]}
-    emit(document, "\n".join(text for _, text in sides), as_json)
+    for path in found.left_over:
+        note(f"left out, hidden or unfinished: {printable(path, 1000)}")
 
 
 def _doubt(who: Variant, files: ScoreFiles, folder: str) -> None:
@@ -267,7 +260,8 @@ def score_add(
     of_base: bool,
     as_json: bool,
 ) -> None:
-    """Record what running a variant took. Costs are compared on one device, with the same settings alone.
+    """Record what running a variant took. Costs are compared on one device, with the same settings alone; of two of a
+    kind the later one counts.
 
     \b
     hfq score add wan22@candidate --latency 41.2 --device H200 --kernels real --setting frames=81 --setting steps=40
@@ -307,7 +301,8 @@ def score_add(
 def score_review(delta: str, file: str, of_base: bool, as_json: bool) -> None:
     """Record what people decided about clips: JSON lines {"video": NAME, "accepted": true, "category": NAME}.
 
-    A clip that several people saw is accepted when all of them accepted it. The same file twice counts once.
+    A clip that several people saw is accepted when all of them, in one file, accepted it. A later file goes before an
+    earlier one on the clips that it names. The same file twice counts once.
     """
     from hfq.registry.score_sources import read_outcomes
 
@@ -322,3 +317,25 @@ def score_review(delta: str, file: str, of_base: bool, as_json: bool) -> None:
     }  # fmt: skip
     status = "" if is_new else "; already recorded, nothing changed"
     emit(document, f"{variant}: {accepted} of {len(outcomes)} outcomes accept{status}", as_json)
+
+
+@score_command.command("withdraw")
+@click.argument("which", metavar="ID|IMPORT")
+@click.option("--reason", required=True, metavar="TEXT", help="Why; shown wherever the import is.")
+@_of_base
+@json_option
+def score_withdraw(which: str, reason: str, of_base: bool, as_json: bool) -> None:
+    """Take back what was imported, measured, added or reviewed: it does not count any more, what it had replaced does.
+
+    IMPORT is `import:` and digits, as `score import` and `show` print it. ID means what was recorded last of that delta
+    or base and is not withdrawn. Measured clips are withdrawn together with the base's clips beside them. Nothing is
+    deleted: `show` lists it with the reason. The same import again makes it count again.
+
+    \b
+    hfq score withdraw import:3f2a9c01d4e5 --reason "the clips were another variant's"
+    """
+    done = open_registry().withdraw_import(which, reason, of_base=of_base)
+    record = done.record
+    document = {**import_document(record), "new": done.is_new}
+    status = "withdrawn" if done.is_new else "withdrawn before, nothing changed"
+    emit(document, f"{record.variant}: {status}\n  {printable(record, 1000)}", as_json)

@@ -28,8 +28,9 @@ from hfq.schema.errors import (
     UnreadableFileError,
 )
 
+from .containers import DEMUXERS, EVIDENCE, START_BYTES, Accepted, container_of
+
 __all__ = [
-    "CODECS",
     "MAX_CLIP_BYTES",
     "MAX_FRAMES",
     "MAX_FRAME_PIXELS",
@@ -52,17 +53,9 @@ MAX_FRAME_PIXELS: Final = 7680 * 4320
 MAX_TOTAL_PIXELS: Final = 25_000_000_000
 """18 minutes of 720p at 24 frames per second: a small file that decodes to black costs minutes, not days."""
 
-CODECS: Final = frozenset(
-    {"av1", "ffv1", "h264", "hevc", "libdav1d", "libvpx-vp9", "mpeg4", "prores", "vp8", "vp9"}
-)  # fmt: skip
-"""Decoders that meet a clip's bytes; FFmpeg has hundreds, and every one is a parser of somebody else's data."""
-
 _BLOCK_BYTES: Final = 1 << 20
-_MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
 _ESSENTIAL: Final = frozenset({b"moov", b"mdat", b"moof"})
 _MAX_BOXES: Final = 100_000
-_EBML: Final = b"\x1a\x45\xdf\xa3"
-
 Luma = npt.NDArray[np.uint8]
 
 
@@ -135,17 +128,18 @@ class Clip:
 
     Attributes:
         path: as given.
-        container: "mp4", "mov" or "matroska" (WebM too).
+        container: "mp4", "mov", "matroska" (WebM too), "avi" or "gif".
         size_bytes: of the file.
         uuids: identities (16 bytes) of the `uuid` boxes at the top level of an MP4 or MOV.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, size_bytes: int, container: str) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size_bytes: int, container: str, codecs: frozenset[str]) -> None:
         self.path = path
-        self.uuids = frozenset() if container == "matroska" else _uuids_of(file, size_bytes, path)
+        self.uuids = _uuids_of(file, size_bytes, path) if container in ("mp4", "mov") else frozenset()
         self.container = container
         self.size_bytes = size_bytes
         self._file = file
+        self._codecs = codecs
 
     def file_sha256(self) -> str:
         """Hex SHA-256 of the file's bytes.
@@ -180,7 +174,7 @@ class Clip:
         """
         av = require_av()
         self._file.seek(0)
-        demuxer = "matroska" if self.container == "matroska" else "mp4"
+        demuxer = DEMUXERS[self.container]
         try:
             # Tags from anywhere need not be UTF-8.
             container = av.open(self._file, format=demuxer, metadata_errors="replace", io_open=_refuse_reference)
@@ -208,7 +202,7 @@ class Clip:
 
         Raises:
             NotAClipError
-            ClipStreamError: no video stream or several, a codec outside `CODECS`, broken packets, no frame at all.
+            ClipStreamError: no video stream or several, a codec that is not accepted, broken packets, no frame at all.
             TooLargeError: more frames or pixels than the limits of this module.
             MissingDependencyError
         """
@@ -232,11 +226,11 @@ class Clip:
             raise ClipStreamError("not one video stream", where=self.path, expected=1, found=len(streams))
         context = streams[0].codec_context
         codec = None if context is None else context.name
-        if codec not in CODECS:
+        if codec not in self._codecs:
             raise ClipStreamError(
                 "a codec that this release does not decode",
                 where=self.path,
-                expected=", ".join(sorted(CODECS)),
+                expected=", ".join(sorted(self._codecs)),
                 found=codec or "unknown",
             )
         self._limit("pixels in a frame", context.width * context.height, MAX_FRAME_PIXELS)
@@ -265,9 +259,10 @@ class Clip:
 
 
 @contextlib.contextmanager
-def open_clip(path: str | os.PathLike[str]) -> Iterator[Clip]:
-    """Open a regular file that begins like MP4, MOV, Matroska or WebM. Symbolic links are followed: what counts is the
-    file that they lead to, and every later read uses the descriptor opened here.
+def open_clip(path: str | os.PathLike[str], accepted: Accepted = EVIDENCE) -> Iterator[Clip]:
+    """Open a regular file that begins like one of the accepted containers. Symbolic links are followed: what counts is
+    the file that they lead to, and every later read uses the descriptor opened here. A name is a name of a file,
+    whatever it would mean to FFmpeg (`concat:a|b`, `http://...`, `-`).
 
     Raises:
         MissingPathError: no such file, or a link to nothing.
@@ -295,25 +290,11 @@ def open_clip(path: str | os.PathLike[str]) -> Iterator[Clip]:
                 "too large", where=place, expected=f"at most {MAX_CLIP_BYTES} bytes", found=status.st_size
             )
         try:
-            clip = Clip(place, file, status.st_size, _container_of(file.read(12), place))
+            container = container_of(file.read(START_BYTES), place, accepted)
+            clip = Clip(place, file, status.st_size, container, accepted.codecs)
         except OSError as error:
             raise UnreadableFileError("cannot be read", where=place, found=error.strerror) from error
         yield clip
-
-
-def _container_of(start: bytes, where: Path) -> str:
-    if start[:4] == _EBML:
-        return "matroska"
-    if start[4:8] == b"ftyp" and start[8:12] != b"qt  ":
-        return "mp4"
-    if start[4:8] in _MP4_BOXES:
-        return "mov"
-    raise NotAClipError(
-        "not a video file that this release opens",
-        where=where,
-        expected="MP4, MOV, Matroska or WebM",
-        found="an empty file" if not start else f"first bytes {start.hex(' ')}",
-    )
 
 
 def _uuids_of(file: BinaryIO, size_bytes: int, where: Path) -> frozenset[bytes]:

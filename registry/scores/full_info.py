@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,8 @@ from typing import Any, Final
 from hfq.schema.documents import parse_json, read_bytes
 from hfq.schema.errors import MalformedFileError, ScoreFileError, TrailingBytesError, TruncatedFileError
 
-from .values import VideoScore, match_key, prompt_hash, split_sample, video_stem
+from .names import match_key, numbered_series, prompt_in_name, split_sample, video_stem
+from .values import VideoScore, prompt_hash
 
 __all__ = [
     "OPENS2V_CLASSES",
@@ -24,6 +25,7 @@ __all__ = [
     "PromptInfo",
     "infer_prompt_set",
     "make_video",
+    "make_videos",
     "parse_full_info",
     "read_full_info",
 ]
@@ -134,20 +136,33 @@ def _opens2v_class(stem: str) -> str | None:
     return found[1] if found else None
 
 
-def make_video(stem: str, value: float, info: FullInfo | None) -> VideoScore:
+def make_video(
+    stem: str, value: float, info: FullInfo | None, series: Collection[str] = (), seed: int | None = None
+) -> VideoScore:
     """A video's score with what is known of its prompt.
 
-    Without a prompt file the prompt is the file name's, as in VBench's standard mode: `{prompt}-{n}` with spaces. A
-    name without spaces may be any label or a rewritten prompt, and is not hashed.
+    Without a prompt file the prompt is the file name's, where it is written out in full (`prompt_in_name`). Any other
+    name may be a label or a rewritten prompt, and is not hashed.
+
+    Args:
+        series: names of numbered clips, see `numbered_series`.
     """
     text, sample = split_sample(stem)
     known = info.find(stem) if info is not None else None
     if known is None:
-        sha256 = prompt_hash(text) if sample is not None and " " in text else None
+        prompt = prompt_in_name(stem)
+        sha256 = None if prompt is None or text in series else prompt_hash(prompt)
         known_category = None
     else:
         sha256, known_category = known.sha256, known.category
-    return VideoScore(stem, sha256, known_category or _opens2v_class(stem), sample, value)
+    return VideoScore(stem, sha256, known_category or _opens2v_class(stem), sample, value, seed)
+
+
+def make_videos(values: Iterable[tuple[str, float]], info: FullInfo | None) -> tuple[VideoScore, ...]:
+    """The scores of one file, (stem, value) each; see `make_video`."""
+    found = list(values)
+    series = numbered_series(stem for stem, _ in found)
+    return tuple(make_video(stem, value, info, series) for stem, value in found)
 
 
 def infer_prompt_set(stems: list[str]) -> str | None:

@@ -7,8 +7,8 @@ PSNR. None is a VBench score.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,9 +17,10 @@ import numpy as np
 
 from hfq.schema.errors import ClipMismatchError, ClipTooSmallError
 
-from .frames import Frames, list_clips, read_frames
-from .full_info import FullInfo, infer_prompt_set, make_video
-from .values import MetricScores, match_key
+from .frames import ClipFolder, Frames, list_clips, read_frames
+from .full_info import FullInfo, infer_prompt_set, make_videos
+from .pairing import Matched, match_clips
+from .values import MetricScores, VideoScore, split_sample
 
 if TYPE_CHECKING:  # a second to import, and most of the registry does without
     import torch
@@ -28,10 +29,14 @@ __all__ = [
     "MAX_PSNR_DB",
     "SCALES",
     "SUITE",
+    "FolderClip",
     "FrameSimilarity",
     "Measured",
+    "describe_clips",
     "frame_similarity",
     "measure_folders",
+    "measure_pairs",
+    "no_pair",
     "psnr",
     "ssim",
     "temporal_flicker",
@@ -70,20 +75,19 @@ class FrameSimilarity:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the clips of two folders give.
+    """What pairs of clips give.
 
     Args:
         variant: all metrics. reference: the reference's own ones, to pair with.
-        stems: the variant's measured clips. identical: those that have exactly the pixels of their reference.
-        only_clips, only_reference: clips without a counterpart.
+        identical: stems of the clips that have exactly the pixels of their reference.
+        only_clips, only_reference: stems of clips without a counterpart.
     """
 
     variant: list[MetricScores]
     reference: list[MetricScores]
-    stems: tuple[str, ...]
     identical: tuple[str, ...]
-    only_clips: tuple[str, ...]
-    only_reference: tuple[str, ...]
+    only_clips: tuple[str, ...] = ()
+    only_reference: tuple[str, ...] = ()
 
 
 def psnr(frames: Frames, reference: Frames) -> float:
@@ -193,6 +197,26 @@ def _blur(planes: torch.Tensor) -> torch.Tensor:
     return planes
 
 
+@dataclass(frozen=True, slots=True)
+class FolderClip:
+    """A clip to be measured, and what is known of it."""
+
+    path: Path
+    stem: str
+    prompt_sha256: str | None = None
+    category: str | None = None
+    seed: int | None = None
+
+
+def describe_clips(folder: ClipFolder, info: FullInfo | None = None) -> list[FolderClip]:
+    """The clips of a folder with what a prompt file or their names say."""
+    videos = make_videos(((stem, 0.0) for stem in folder.clips), info)
+    return [
+        FolderClip(path, video.stem, video.prompt_sha256, video.category)
+        for path, video in zip(folder.clips.values(), videos, strict=True)
+    ]
+
+
 def measure_folders(
     clips: Path,
     reference: Path,
@@ -201,64 +225,111 @@ def measure_folders(
     prompt_set: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Measured:
-    """Every metric of the clips that lie in both folders under one stem.
+    """Every metric of the clips that lie in both folders under one name.
 
     Args:
         progress: is told the stem of every clip before it is read.
 
     Raises:
-        MissingPathError, MalformedFileError, TooLargeError, MissingDependencyError: see `read_frames`.
-        ClipMismatchError: no stem in common, or a clip of another shape than its reference. ClipTooSmallError
+        what `list_clips` and `measure_clips` raise.
     """
-    ours = {match_key(stem): path for stem, path in list_clips(clips).items()}
-    theirs = {match_key(stem): path for stem, path in list_clips(reference).items()}
-    common = [key for key in ours if key in theirs]
-    if not common:
-        raise ClipMismatchError(
-            "no clip has a reference", where=clips, found=f"{len(ours)} clips, {len(theirs)} references",
-            todo="name a clip and its reference alike",
-        )  # fmt: skip
-    variant: dict[str, dict[str, float | None]] = {name: {} for name in SCALES}
-    base: dict[str, dict[str, float | None]] = {name: {} for name in SCALES if name not in ("psnr", "ssim")}
+    ours, theirs = (describe_clips(list_clips(folder), info) for folder in (clips, reference))
+    pairs = match_clips(ours, theirs)
+    if not pairs:
+        raise no_pair(clips, len(ours), len(theirs))
+    paired = {pair.first.stem for pair in pairs}, {pair.second.stem for pair in pairs}
+    return replace(
+        measure_pairs(pairs, (), prompt_set=prompt_set, progress=progress),
+        only_clips=tuple(clip.stem for clip in ours if clip.stem not in paired[0]),
+        only_reference=tuple(clip.stem for clip in theirs if clip.stem not in paired[1]),
+    )
+
+
+def no_pair(where: Path, clips: int, references: int) -> ClipMismatchError:
+    """The error of a folder of which no clip has a reference."""
+    return ClipMismatchError(
+        "no clip has a reference", where=where, found=f"{clips} clips, {references} references",
+        todo="name a clip and its reference alike",
+    )  # fmt: skip
+
+
+def measure_pairs(
+    pairs: Sequence[Matched[FolderClip]],
+    alone: Sequence[FolderClip],
+    *,
+    prompt_set: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Measured:
+    """Every metric of clips with their references, and the references' own ones.
+
+    Args:
+        alone: references without a counterpart; they are measured as well.
+        progress: is told the stem of every clip before it is read.
+
+    Raises:
+        what `read_frames` raises.
+        ClipMismatchError: a clip of another shape than its reference. ClipTooSmallError
+    """
+    variant = {name: _Table() for name in SCALES}
+    base = {name: _Table() for name in SCALES if name not in ("psnr", "ssim")}
     identical: list[str] = []
-    for key in common:
-        stem = ours[key].stem
+    for pair in pairs:
         if progress is not None:
-            progress(stem)
-        frames, target = read_frames(ours[key]), read_frames(theirs[key])
+            progress(pair.first.stem)
+        frames, target = read_frames(pair.first.path), read_frames(pair.second.path)
         try:
-            variant["psnr"][stem], variant["ssim"][stem] = psnr(frames, target), ssim(frames, target)
+            variant["psnr"].add(pair.first, psnr(frames, target))
+            variant["ssim"].add(pair.first, ssim(frames, target))
         except ClipMismatchError as error:
             raise ClipMismatchError(
-                error.what, where=ours[key], expected=error.expected, found=error.found, todo=error.todo
-            ) from None
+                error.what, where=f"{pair.first.path} and {pair.second.path}", expected=error.expected,
+                found=error.found, todo=error.todo,
+            ) from None  # fmt: skip
         if np.array_equal(frames, target):
-            identical.append(stem)
-        for table, clip in ((variant, frames), (base, target)):
-            table["temporal_flicker"][stem] = temporal_flicker(clip)
-            similarity = frame_similarity(clip)
-            table["frame_to_frame_ssim"][stem] = None if similarity is None else similarity.previous
-            table["first_frame_ssim"][stem] = None if similarity is None else similarity.first
-    stems = [ours[key].stem for key in common]
-    named = prompt_set or infer_prompt_set(stems)
+            identical.append(pair.first.stem)
+        _add_own(variant, pair.first, frames)
+        _add_own(base, pair.second, target)
+    for clip in alone:
+        if progress is not None:
+            progress(clip.stem)
+        _add_own(base, clip, read_frames(clip.path))
+    named = prompt_set or infer_prompt_set([pair.first.stem for pair in pairs])
     return Measured(
-        variant=[_scores(name, values, named, info) for name, values in variant.items()],
-        reference=[_scores(name, values, named, info) for name, values in base.items()],
-        stems=tuple(stems),
+        variant=[table.scores(name, named) for name, table in variant.items()],
+        reference=[table.scores(name, named) for name, table in base.items()],
         identical=tuple(identical),
-        only_clips=tuple(path.stem for key, path in ours.items() if key not in theirs),
-        only_reference=tuple(path.stem for key, path in theirs.items() if key not in ours),
     )
 
 
-def _scores(name: str, values: dict[str, float | None], prompt_set: str | None, info: FullInfo | None) -> MetricScores:
-    return MetricScores(
-        prompt_set=prompt_set,
-        metric_suite=SUITE,
-        metric=name,
-        direction="higher",
-        scale=SCALES[name],
-        stated=None,
-        videos=tuple(make_video(stem, value, info) for stem, value in values.items() if value is not None),
-        unscored=tuple(stem for stem, value in values.items() if value is None),
-    )
+def _add_own(tables: Mapping[str, _Table], clip: FolderClip, frames: Frames) -> None:
+    similarity = frame_similarity(frames)
+    tables["temporal_flicker"].add(clip, temporal_flicker(frames))
+    tables["frame_to_frame_ssim"].add(clip, None if similarity is None else similarity.previous)
+    tables["first_frame_ssim"].add(clip, None if similarity is None else similarity.first)
+
+
+class _Table:
+    """The values of one metric."""
+
+    def __init__(self) -> None:
+        self._videos: list[VideoScore] = []
+        self._unscored: list[str] = []
+
+    def add(self, clip: FolderClip, value: float | None) -> None:
+        if value is None:
+            self._unscored.append(clip.stem)
+            return
+        sample = split_sample(clip.stem)[1]
+        self._videos.append(VideoScore(clip.stem, clip.prompt_sha256, clip.category, sample, value, clip.seed))
+
+    def scores(self, name: str, prompt_set: str | None) -> MetricScores:
+        return MetricScores(
+            prompt_set=prompt_set,
+            metric_suite=SUITE,
+            metric=name,
+            direction="higher",
+            scale=SCALES[name],
+            stated=None,
+            videos=tuple(self._videos),
+            unscored=tuple(self._unscored),
+        )

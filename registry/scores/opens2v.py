@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from hfq.schema.errors import ScoreFileError, UnknownMetricError
 
-from .full_info import FullInfo, infer_prompt_set, make_video
-from .values import MetricScores, VideoScore, match_key
+from .full_info import FullInfo, infer_prompt_set, make_videos
+from .values import MetricScores, Omitted, VideoScore, match_key, refuse_doubles
+from .vbench import Omit
 
 __all__ = ["METRICS", "NATURAL", "is_opens2v", "mean_of_runs", "parse_opens2v"]
 
@@ -43,19 +44,20 @@ def is_opens2v(document: Any) -> bool:
 
 
 def parse_opens2v(
-    document: Mapping[str, Any], info: FullInfo | None, prompt_set: str | None, where: str
+    document: Mapping[str, Any], info: FullInfo | None, prompt_set: str | None, where: str, omit: Omit
 ) -> list[MetricScores]:
     """The metrics of one file. Of judge runs every file is one run: `mean_of_runs` joins them.
 
     Raises:
         ScoreFileError, UnknownMetricError, DuplicateVideoError
     """
+    refuse_doubles(((name, name) for name in document), where)
     values: dict[str, list[tuple[str, float]]] = {}
     unscored: dict[str, list[str]] = {}
     if all(isinstance(answer, str) for answer in document.values()):
         values[NATURAL], unscored[NATURAL] = _judged(document)
     else:
-        _collect(document, values, unscored, where)
+        _collect(document, values, unscored, where, omit)
     stated_set = prompt_set or infer_prompt_set(list(document))
     return [
         MetricScores(
@@ -65,7 +67,7 @@ def parse_opens2v(
             direction="higher",
             scale=METRICS.get(metric, "a judge's 1-5, one run"),
             stated=None,
-            videos=tuple(make_video(name, value, info) for name, value in values.get(metric, [])),
+            videos=make_videos(values.get(metric, []), info),
             unscored=tuple(unscored.get(metric, [])),
         )
         for metric in dict.fromkeys([*values, *unscored])
@@ -81,7 +83,11 @@ def _judged(document: Mapping[str, str]) -> tuple[list[tuple[str, float]], list[
 
 
 def _collect(
-    document: Mapping[str, Any], values: dict[str, list[tuple[str, float]]], unscored: dict[str, list[str]], where: str
+    document: Mapping[str, Any],
+    values: dict[str, list[tuple[str, float]]],
+    unscored: dict[str, list[str]],
+    where: str,
+    omit: Omit,
 ) -> None:
     for name, entry in document.items():
         place = f"{where}: {name}"
@@ -92,7 +98,10 @@ def _collect(
                 raise UnknownMetricError(
                     "no metric of OpenS2V-Eval", where=place, found=metric, expected=", ".join(METRICS)
                 )
-            if value is None:
+            if isinstance(value, float) and math.isnan(value):
+                omit(Omitted(where, metric, name, "NaN: a video without a value"))
+                unscored.setdefault(metric, []).append(name)
+            elif value is None:
                 unscored.setdefault(metric, []).append(name)
             elif isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
                 raise ScoreFileError("not a number", where=f"{place}: {metric}", found=repr(value))

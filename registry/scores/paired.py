@@ -6,7 +6,7 @@ are drawn together, because their scores move together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from hfq.schema.errors import NotComparableError
 
-from .values import Direction, MetricScores, set_name
+from .pairing import match_clips, scene_difference
+from .values import Direction, MetricScores, match_key, set_name
 
 __all__ = ["Comparison", "Difference", "Interval", "Pair", "Pairs", "Retained", "compare", "pair_scores", "retained"]
 
@@ -99,11 +100,11 @@ class Retained:
 
 
 def pair_scores(first: MetricScores, second: MetricScores) -> Pairs:
-    """The videos that both sides have, matched by key.
+    """The videos that both sides have; see `match_clips`.
 
     Raises:
         NotComparableError: another metric, suite, direction or prompt set (one without a name is a set of its own);
-            nothing in common; a video of two prompts.
+            nothing in common; clips of two prompts or seeds under one name.
     """
     for what in ("metric", "metric_suite", "direction", "prompt_set"):
         found, expected = getattr(first, what), getattr(second, what)
@@ -111,33 +112,38 @@ def pair_scores(first: MetricScores, second: MetricScores) -> Pairs:
             if what == "prompt_set":
                 expected, found = set_name(expected), set_name(found)
             raise NotComparableError("not the same measure", where=what, expected=expected, found=found)
-    ours = {video.key: video for video in first.videos}
-    theirs = {video.key: video for video in second.videos}
-    common = sorted(ours.keys() & theirs.keys())
-    if not common:
+    matched = match_clips(first.videos, second.videos)
+    if not matched:
         raise NotComparableError(
             "no video in common", where=f"{first.metric_suite} {first.metric}",
-            found=f"{len(ours)} and {len(theirs)} videos", todo="score the same prompts, samples and file names",
+            found=f"{len(first.videos)} and {len(second.videos)} videos",
+            todo="score the same prompts, samples and file names",
         )  # fmt: skip
     pairs = []
-    for key in common:
-        one, other = ours[key], theirs[key]
-        sha256 = one.prompt_sha256 or other.prompt_sha256
-        if other.prompt_sha256 not in (None, sha256):
+    for one, other in ((pair.first, pair.second) for pair in matched):
+        if (difference := scene_difference(one, other)) is not None:
             raise NotComparableError(
-                "a video of two prompts", where=one.stem, expected=other.prompt_sha256, found=one.prompt_sha256
+                f"{one.stem} is not the same clip on both sides: {difference}",
+                where=f"{first.metric_suite} {first.metric}",
+                todo="score clips of the same prompts and seeds under the same names",
             )
-        group = (one if one.prompt_sha256 else other).group
-        pairs.append(Pair(one.stem, group, sha256, one.category or other.category, one.value, other.value))
+        known = one if one.prompt_sha256 else other
+        category = one.category or other.category
+        pairs.append(Pair(one.stem, known.group, known.prompt_sha256, category, one.value, other.value))
+    taken = {pair.first.stem for pair in matched}, {pair.second.stem for pair in matched}
     return Pairs(
         prompt_set=first.prompt_set,
         metric_suite=first.metric_suite,
         metric=first.metric,
         direction=first.direction,
-        pairs=tuple(pairs),
-        only_first=tuple(ours[key].stem for key in sorted(ours.keys() - theirs.keys())),
-        only_second=tuple(theirs[key].stem for key in sorted(theirs.keys() - ours.keys())),
+        pairs=tuple(sorted(pairs, key=lambda pair: match_key(pair.stem))),
+        only_first=_others(first, taken[0]),
+        only_second=_others(second, taken[1]),
     )
+
+
+def _others(scores: MetricScores, taken: Collection[str]) -> tuple[str, ...]:
+    return tuple(sorted((video.stem for video in scores.videos if video.stem not in taken), key=match_key))
 
 
 def compare(pairs: Pairs, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:

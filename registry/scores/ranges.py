@@ -6,7 +6,8 @@ VBench's normalisation (`totals.RANGES`), which good and bad clips leave.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from hfq.schema.errors import ScoreRangeError
@@ -65,6 +66,12 @@ LIMITS: Final[Mapping[str, Mapping[str, Limits]]] = {
 }
 """Limits by suite and metric."""
 
+_ALIKE: Final = 0.02
+"""Aggregates that count frames differ from the mean over videos by less."""
+
+_MIN_FRAMES: Final = 1.5
+"""Sums over two frames, where not every clip has two."""
+
 _ROUNDING: Final = 1e-4
 """A cosine in single precision may be 1.0000002."""
 
@@ -103,13 +110,41 @@ def check_values(scores: MetricScores, where: str) -> None:
         return
     name, value = wrong[0]
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    percent = all(is_possible(value / 100, limits) for _, value in wrong)
     raise ScoreRangeError(
         f"not a value of {scores.metric_suite} {scores.metric}",
         where=f"{where}: {scores.metric}",
         expected=limits_text(limits),
         found=f"{value:g} for {name}{more}",
-        todo="these look like per cent: divide the aggregate and every video by 100, or import the suite's own file"
-        if percent
-        else "import the file as the suite wrote it",
+        todo=_advice(scores, limits, [value for _, value in wrong]),
+    )
+
+
+def _advice(scores: MetricScores, limits: Limits, wrong: Sequence[float]) -> str:
+    """What the numbers are, as far as aggregate and videos tell. Dividing by 100 what is no per cent would make a false
+    value of it: it is advised where both say so alone.
+    """
+    again = "import the file as the suite wrote it"
+    mean, stated = scores.recomputed, scores.stated
+    if mean is None:
+        return again
+    if stated is None:
+        return (
+            f"per cent or sums over frames, the file has no aggregate that would tell; run the suite again, or {again}"
+        )
+    if not is_possible(stated, limits):
+        percent = math.isclose(mean, stated, rel_tol=_ALIKE) and all(is_possible(one / 100, limits) for one in wrong)
+        return (
+            "these look like per cent: divide the aggregate and every video by 100 if they are (sums over frames are "
+            "not), or import the suite's own file"
+            if percent
+            else again
+        )
+    factor = mean / stated if stated > 0 else 0.0
+    if factor < _MIN_FRAMES:
+        return again
+    hundred = ", unless they are per cent" if math.isclose(factor, 100, rel_tol=_ALIKE) else ""
+    return (
+        f"the videos are about {factor:.3g} times their aggregate, as sums over frames are, which older releases of "
+        f"the suite wrote{hundred}: run the suite again, or divide every video by the frames of its own clip, whose "
+        "number the file does not say"
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hfq.schema.errors import FeatureShapeError
 
-from .full_info import FullInfo, infer_prompt_set, make_video
+from .full_info import FullInfo, infer_prompt_set, make_videos
 from .values import MetricScores
 
 __all__ = ["SCALES", "SubjectConsistency", "subject_consistency", "subject_scores"]
@@ -106,7 +106,7 @@ def subject_scores(
             direction="higher",
             scale=SCALES[name] + dropped,
             stated=None,
-            videos=tuple(make_video(stem, value, info) for stem, value in column.items()),
+            videos=make_videos(column.items(), info),
         )
         for name, column in values.items()
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,12 +11,15 @@ from typing import Final, Literal
 
 from hfq.schema.errors import DuplicateVideoError, MeasurementError
 
+from .names import match_key, split_sample, video_stem
+
 __all__ = [
     "UNITS",
     "Direction",
     "Kernels",
     "Measurement",
     "MetricScores",
+    "Omitted",
     "Quantity",
     "ReviewCounts",
     "ReviewOutcome",
@@ -26,6 +28,7 @@ __all__ = [
     "count_reviews",
     "match_key",
     "prompt_hash",
+    "refuse_doubles",
     "set_labels",
     "set_name",
     "split_sample",
@@ -39,35 +42,37 @@ SettingValue = str | int | float | bool | None
 
 UNITS: Final[Mapping[Quantity, str]] = {"latency": "s/clip", "peak-memory": "bytes", "throughput": "clips/h"}
 
-_VIDEO_SUFFIX: Final = re.compile(r"\.(mp4|mkv|mov|webm|avi|gif|m4v)$", re.IGNORECASE)
 _MAX_ROUNDING: Final = 0.005
 """Half a unit of the second decimal: `0.9` and `1.0` may have been written from exact numbers."""
 
 _MIN_ROUNDING: Final = 1e-5
 """Means in single precision."""
 
-_SAMPLE: Final = re.compile(r"(.+)-(\d{1,4})", re.DOTALL)
-
 
 @dataclass(frozen=True, slots=True)
 class VideoScore:
-    """One video's value. `stem`: file name without folder and video suffix. `sample`: which video of its prompt."""
+    """One video's value. `stem`: file name without folder and video suffix. `sample`: the number at the end of the
+    name. `seed`: of the initial noise, where the clip or the registry says it.
+    """
 
     stem: str
     prompt_sha256: str | None
     category: str | None
     sample: int | None
     value: float
+    seed: int | None = None
 
     @property
     def key(self) -> str:
-        """What the same clip of another variant also has."""
+        """The name as VBench writes it when it scores extracted frames."""
         return match_key(self.stem)
 
     @property
     def group(self) -> str:
-        """The prompt, as far as it is known: videos of one prompt are alike and no independent evidence."""
-        return self.prompt_sha256 or match_key(split_sample(self.stem)[0] if self.sample is not None else self.stem)
+        """The prompt: videos of one prompt are alike and no independent evidence. Where it is not known the video is a
+        group of its own: names that only look alike, such as `clip-001` and `clip-002`, say nothing of prompts.
+        """
+        return self.prompt_sha256 or f"video {self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class MetricScores:
         unscored: stems that the file names without a value.
 
     Raises:
-        DuplicateVideoError: two videos that no other variant's file could tell apart.
+        DuplicateVideoError: two videos that no other variant's file could tell apart; both are named.
     """
 
     prompt_set: str | None
@@ -95,13 +100,7 @@ class MetricScores:
     unscored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        seen: set[str] = set()
-        for video in self.videos:
-            if video.key in seen:
-                raise DuplicateVideoError(
-                    "a video occurs twice", where=f"{self.metric_suite} {self.metric}", found=video.stem
-                )
-            seen.add(video.key)
+        refuse_doubles(((video.stem, video.stem) for video in self.videos), f"{self.metric_suite} {self.metric}")
 
     @property
     def recomputed(self) -> float | None:
@@ -113,6 +112,16 @@ class MetricScores:
         return math.fsum(video.value for video in self.videos) / len(self.videos) if self.videos else None
 
     @property
+    def known_prompts(self) -> int:
+        """How many different prompts the videos are known to be of."""
+        return len({video.prompt_sha256 for video in self.videos} - {None})
+
+    @property
+    def of_unknown_prompt(self) -> int:
+        """How many videos nobody knows the prompt of; each of them counts as a prompt of its own."""
+        return sum(video.prompt_sha256 is None for video in self.videos)
+
+    @property
     def stated_agrees(self) -> bool | None:
         """Whether the file's own aggregate is the mean over its videos, as far as it was rounded; None without both."""
         if self.stated is None or self.recomputed is None:
@@ -120,6 +129,19 @@ class MetricScores:
         exponent = Decimal(repr(self.stated)).as_tuple().exponent
         half = 0.5 * 10.0**exponent if isinstance(exponent, int) else 0.0
         return abs(self.stated - self.recomputed) <= min(_MAX_ROUNDING, max(_MIN_ROUNDING, half))
+
+
+@dataclass(frozen=True, slots=True)
+class Omitted:
+    """Something of a result file that is no score: a dimension, or with `video` one value of it."""
+
+    file: str
+    metric: str
+    video: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.metric}{f': {self.video}' if self.video else ''}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +198,23 @@ def count_reviews(outcomes: Iterable[ReviewOutcome], stems: Iterable[str]) -> Re
     return ReviewCounts(len(clips), len(decisions), sum(decisions.values()))
 
 
+def refuse_doubles(names: Iterable[tuple[str, str]], where: str) -> None:
+    """Check that no two videos of a suite's file are one video to the suite, which changes names on the way.
+
+    Args:
+        names: stem, and what the file calls the video.
+
+    Raises:
+        DuplicateVideoError: names both.
+    """
+    seen: dict[str, str] = {}
+    for stem, name in names:
+        key = match_key(stem)
+        if key in seen:
+            raise DuplicateVideoError("a video occurs twice", where=where, found=f"{seen[key]} and {name}")
+        seen[key] = name
+
+
 def set_name(prompt_set: str | None) -> str:
     """A prompt set in a sentence; scores that name none are a set of their own."""
     return "an unnamed prompt set" if prompt_set is None else repr(prompt_set)
@@ -186,25 +225,6 @@ def set_labels(prompt_sets: Iterable[str | None]) -> dict[str | None, str]:
     found = set(prompt_sets)
     unnamed = "" if found <= {None} else " (no prompt set named)"
     return {name: unnamed if name is None else f" on {name}" for name in found}
-
-
-def video_stem(path: str) -> str:
-    """File name without folders and video suffix; a prompt may hold any other dot."""
-    name = path.rstrip("/").rsplit("/", 1)[-1]
-    if "/" not in path:
-        name = name.rsplit("\\", 1)[-1]
-    return _VIDEO_SUFFIX.sub("", name)
-
-
-def match_key(stem: str) -> str:
-    """A stem as VBench writes it when it scores extracted frames: spaces to underscores, `videos` to `frames`."""
-    return stem.replace("videos", "frames").replace(" ", "_")
-
-
-def split_sample(stem: str) -> tuple[str, int | None]:
-    """`{prompt}-{n}` in its two parts, the naming of VBench's standard mode; n is None without one."""
-    found = _SAMPLE.fullmatch(stem)
-    return (found[1], int(found[2])) if found else (stem, None)
 
 
 def prompt_hash(text: str) -> str:

@@ -6,15 +6,18 @@ Source: Vchitect/VBench at 45e79ec, `*_eval_results.json`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from hfq.schema.errors import ScoreFileError, UnknownMetricError
 
-from .full_info import FullInfo, infer_prompt_set, make_video
-from .values import MetricScores, VideoScore, video_stem
+from .full_info import FullInfo, infer_prompt_set, make_videos
+from .values import MetricScores, Omitted, refuse_doubles, video_stem
 
-__all__ = ["DIMENSIONS", "QUALITY", "SEMANTIC", "is_vbench", "parse_vbench", "read_dimensions"]
+__all__ = ["DIMENSIONS", "QUALITY", "SEMANTIC", "Omit", "is_vbench", "parse_vbench", "read_dimensions"]
+
+Omit = Callable[[Omitted], None]
 
 QUALITY: Final = (
     "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "aesthetic_quality",
@@ -41,7 +44,7 @@ def is_vbench(document: Any) -> bool:
 
 
 def parse_vbench(
-    document: Mapping[str, Any], info: FullInfo | None, prompt_set: str | None, where: str
+    document: Mapping[str, Any], info: FullInfo | None, prompt_set: str | None, where: str, omit: Omit
 ) -> list[MetricScores]:
     """The dimensions of a VBench file; `human_action` and `Human Action` are one.
 
@@ -49,7 +52,7 @@ def parse_vbench(
         ScoreFileError, UnknownMetricError, DuplicateVideoError
     """
     names = {dimension: dimension for dimension in DIMENSIONS}
-    return read_dimensions(document, names, "vbench", info, prompt_set, where)
+    return read_dimensions(document, names, "vbench", info, prompt_set, where, omit)
 
 
 def read_dimensions(
@@ -59,11 +62,13 @@ def read_dimensions(
     info: FullInfo | None,
     prompt_set: str | None,
     where: str,
+    omit: Omit,
 ) -> list[MetricScores]:
     """Every dimension of a file of VBench's shape, in the file's order.
 
     Args:
         names: the dimension by its name in a file, lower case with underscores.
+        omit: is told what VBench wrote NaN for.
 
     Raises:
         ScoreFileError: a dimension that is no aggregate with a list of videos, or two names of one dimension.
@@ -71,38 +76,52 @@ def read_dimensions(
         DuplicateVideoError
     """
     result: list[MetricScores] = []
+    seen: set[str] = set()
     for name, value in document.items():
         dimension = names.get(name.lower().replace(" ", "_"))
         if dimension is None:
             raise UnknownMetricError(
                 f"no dimension of {suite}", where=where, found=name, expected=", ".join(sorted(set(names.values())))
             )
-        if any(metric.metric == dimension for metric in result):
+        if dimension in seen:
             raise ScoreFileError("a dimension twice", where=where, found=name)
-        result.append(_read_dimension(dimension, value, suite, info, prompt_set, f"{where}: {name}"))
+        seen.add(dimension)
+        found = _read_dimension(dimension, value, suite, info, prompt_set, _Place(where, name, omit))
+        if found is not None:
+            result.append(found)
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A dimension of a file, for messages."""
+
+    file: str
+    name: str
+    omit: Omit
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    def leave_out(self, reason: str, video: str | None = None) -> None:
+        self.omit(Omitted(self.file, self.name, video, reason))
+
+
 def _read_dimension(
-    dimension: str, value: Any, suite: str, info: FullInfo | None, prompt_set: str | None, where: str
-) -> MetricScores:
+    dimension: str, value: Any, suite: str, info: FullInfo | None, prompt_set: str | None, place: _Place
+) -> MetricScores | None:
+    """None where the suite failed: an aggregate that is NaN, and no video with a value."""
+    where = str(place)
     if not isinstance(value, list) or not value:
         raise ScoreFileError("not a dimension", where=where, expected="[aggregate, videos]", found=type(value).__name__)
     stated = _number(value[0], where)
     entries = _entries(value, where)
-    scored: list[tuple[str, float]] = []
-    unscored: list[str] = []
-    for index, entry in enumerate(entries):
-        place = f"{where}: video {index}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("video_path"), str):
-            raise ScoreFileError("not a video's result", where=place, expected="an object with video_path")
-        stem = video_stem(entry["video_path"])
-        if "video_results" not in entry:
-            raise ScoreFileError("a video without video_results", where=place, found=stem)
-        if entry["video_results"] is None:
-            unscored.append(stem)
-        else:
-            scored.append((stem, _number(entry["video_results"], place)))
+    scored, unscored = _read_videos(entries, place)
+    if math.isnan(stated):
+        if not scored:
+            place.leave_out("NaN: the suite computed nothing; this dimension is not imported")
+            return None
+        place.leave_out("the aggregate is NaN; the videos with a value count")
     scale = "as in the file"
     if dimension == _PERCENT:
         stated, scored, scale = _to_unit(stated, scored)
@@ -112,10 +131,37 @@ def _read_dimension(
         metric=dimension,
         direction="higher",
         scale=scale,
-        stated=stated,
-        videos=_videos(scored, info),
+        stated=None if math.isnan(stated) else stated,
+        videos=make_videos(scored, info),
         unscored=tuple(unscored),
     )
+
+
+def _read_videos(entries: Sequence[Any], place: _Place) -> tuple[list[tuple[str, float]], list[str]]:
+    """Stem and value of the videos that have one, and the stems of the others."""
+    scored: list[tuple[str, float]] = []
+    unscored: list[str] = []
+    names: list[tuple[str, str]] = []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("video_path"), str):
+            raise ScoreFileError(
+                "not a video's result", where=f"{place}: video {index}", expected="an object with video_path"
+            )
+        path = entry["video_path"]
+        stem = video_stem(path)
+        names.append((stem, path))
+        if "video_results" not in entry:
+            raise ScoreFileError("a video without video_results", where=f"{place}: {path}")
+        value = entry["video_results"]
+        number = math.nan if value is None else _number(value, f"{place}: {path}")
+        if not math.isnan(number):
+            scored.append((stem, number))
+            continue
+        unscored.append(stem)
+        if value is not None:
+            place.leave_out("NaN: a video without a value", path)
+    refuse_doubles(names, str(place))
+    return scored, unscored
 
 
 def _entries(value: Sequence[Any], where: str) -> list[Any]:
@@ -126,10 +172,6 @@ def _entries(value: Sequence[Any], where: str) -> list[Any]:
     if not isinstance(rest[0], list):
         raise ScoreFileError("not a list of videos", where=where, found=type(rest[0]).__name__)
     return rest[0]
-
-
-def _videos(scored: Sequence[tuple[str, float]], info: FullInfo | None) -> tuple[VideoScore, ...]:
-    return tuple(make_video(stem, value, info) for stem, value in scored)
 
 
 def _to_unit(stated: float, scored: list[tuple[str, float]]) -> tuple[float, list[tuple[str, float]], str]:
@@ -145,10 +187,14 @@ def _to_unit(stated: float, scored: list[tuple[str, float]]) -> tuple[float, lis
 
 
 def _number(value: Any, where: str) -> float:
+    """A number of the file; NaN, which the suite writes where it failed, is one."""
     # dynamic_degree and human_action write booleans, others integers.
     if not isinstance(value, int | float):
         raise ScoreFileError("not a number", where=where, found=repr(value))
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         raise ScoreFileError("a number beyond binary64", where=where) from None
+    if math.isinf(number):
+        raise ScoreFileError("an infinite value", where=where, found=value)
+    return number

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .full_info import FullInfo
 from .values import MetricScores
-from .vbench import read_dimensions
+from .vbench import Omit, read_dimensions
 
 __all__ = ["I2V", "I2V_DIMENSIONS", "I2V_QUALITY", "is_vbench_i2v", "parse_vbench_i2v"]
 
@@ -45,7 +45,7 @@ def is_vbench_i2v(document: Mapping[str, Any], info: FullInfo | None) -> bool:
 
 
 def parse_vbench_i2v(
-    document: Mapping[str, Any], info: FullInfo | None, prompt_set: str | None, where: str
+    document: Mapping[str, Any], info: FullInfo | None, prompt_set: str | None, where: str, omit: Omit
 ) -> list[MetricScores]:
     """The dimensions of a VBench-I2V file, under their own names or those of the official scorer.
 
@@ -53,4 +53,4 @@ def parse_vbench_i2v(
         ScoreFileError, UnknownMetricError, DuplicateVideoError
     """
     names = {dimension: dimension for dimension in I2V_DIMENSIONS} | _RENAMED
-    return read_dimensions(document, names, "vbench-i2v", info, prompt_set, where)
+    return read_dimensions(document, names, "vbench-i2v", info, prompt_set, where, omit)

@@ -102,6 +102,7 @@ from .registry import (
 from .scores import (
     AmbiguousScoresError,
     ClipMismatchError,
+    ClipPairError,
     ClipTooSmallError,
     DuplicateVideoError,
     FeatureShapeError,
@@ -137,6 +138,7 @@ __all__ = [
     "CalibrationRangeError",
     "ClipDocumentError",
     "ClipMismatchError",
+    "ClipPairError",
     "ClipStreamError",
     "ClipTooSmallError",
     "CodesError",

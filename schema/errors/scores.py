@@ -7,6 +7,7 @@ from .general import HfqError, MalformedFileError, UsageError
 __all__ = [
     "AmbiguousScoresError",
     "ClipMismatchError",
+    "ClipPairError",
     "ClipTooSmallError",
     "DuplicateVideoError",
     "FeatureShapeError",
@@ -78,6 +79,13 @@ class ClipMismatchError(UsageError):
     """A clip and its reference of different size or length, or a folder without a counterpart."""
 
     code = "clip-mismatch"
+
+
+class ClipPairError(HfqError):
+    """A clip and its reference of one name that are known to show other prompts, seeds or first frames."""
+
+    code = "clip-pair"
+    exit_code = 3
 
 
 class ClipTooSmallError(UsageError):

@@ -220,10 +220,19 @@ def _scores(
                     "prompt_set": "vbench", "metric_suite": "vbench", "metric": metric, "direction": "higher",
                     "scale": "as in the file", "stated": None, "mean": mean, "videos": VIDEOS,
                     "source_sha256": draw.randbytes(32).hex(), "prompts_sha256": prompts, "settings_key": settings,
-                    "base_key": base, "superseded_by": None, "imported_at": NOW,
+                    "base_key": base, "counts": True, "imported_at": NOW,
                 }  # fmt: skip
 
     writer.insert(score_models.Score, rows())
+    writer.insert(score_models.ScoreImport, (
+        {"key": number, "id": draw.randbytes(32).hex(), "kind": "scores", "variant_kind": kind, "variant_id": variant,
+         "imported_at": NOW}
+        for number, (kind, variant, _) in enumerate(owners, 1)
+    ))  # fmt: skip
+    writer.insert(score_models.ScoreImportItem, (
+        {"import_key": number, "score_key": (number - 1) * len(METRICS) + place}
+        for number in range(1, len(owners) + 1) for place in range(1, len(METRICS) + 1)
+    ))  # fmt: skip
     sample = [key for found in best.values() for _, key in sorted(found, reverse=True)[:detailed]]
     writer.insert(score_models.ScoreVideo, (
         {"score_key": key, "position": position, "stem": f"a person walks over a bridge in the rain {position}-0",

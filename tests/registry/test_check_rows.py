@@ -35,7 +35,7 @@ def record(registry: Registry, who: Variant, *, name: str = "clip", signed: bool
 
 @pytest.fixture
 def delta(registry: Registry, tmp_path: Path) -> Variant:
-    """A delta with two clips, and with two imports of one metric and one of another; its base has a score as well."""
+    """A delta with two clips, two imports of one metric and one of another, a cost and a review; its base is scored."""
     who = register_delta(registry, tmp_path / "delta")
     record(registry, who)
     record(registry, who, name="signed", signed=True)
@@ -43,6 +43,8 @@ def delta(registry: Registry, tmp_path: Path) -> Variant:
     score(registry, who, [0.9, 0.8, 0.6])
     score(registry, who, [0.5], name="color")
     score(registry, registry.variant(who.id, of_base=True), [0.95, 0.9, 0.9])
+    registry.add_measurement(who, Measurement("latency", 41.2, "H200", "real", {}))
+    registry.add_reviews(who, [ReviewOutcome("video 0", True)], digest("review"))
     return who
 
 
@@ -75,8 +77,20 @@ OTHER = "'" + "ab" * 32 + "'"
         (f"UPDATE score SET prompts_sha256 = {OTHER} WHERE metric = 'color'", {("score-videos", 1)}),
         ("UPDATE score_video SET value = 0.1 WHERE score_key = 3", {("score-changed", 3), ("score-videos", 1)}),
         ("DELETE FROM score_video WHERE score_key = 3", {("score-changed", 3), ("score-videos", 1)}),
-        ("UPDATE score SET superseded_by = NULL", {("score-order", 1)}),
-        ("UPDATE score SET superseded_by = 3 WHERE metric = 'color'", {("score-order", 1)}),
+        ("UPDATE score SET counts = 1", {("score-order", 1)}),
+        ("UPDATE score SET counts = 0 WHERE metric = 'color'", {("score-order", 1)}),
+        ("UPDATE score_import SET withdrawn_at = imported_at, reason = 'x' WHERE key = 2", {("score-order", 1)}),
+        ("UPDATE score_import SET imported_at = '2020-01-01' WHERE key = 1", {("import-changed", 3)}),
+        ("UPDATE score_import SET kind = 'cost' WHERE key = 1", {("import-changed", 3)}),
+        ("UPDATE measurement SET value = 4.0", {("import-changed", 3)}),
+        ("UPDATE measurement SET import_key = 1", {("import-changed", 3)}),
+        ("UPDATE review SET accepted = 0", {("import-changed", 3)}),
+        (f"UPDATE review SET variant_id = {OTHER}", {("score-import", 1), ("unknown-variant", 0)}),
+        ("DELETE FROM score_import_item WHERE import_key = 1", {("import-changed", 3), ("score-import", 1)}),
+        (
+            f"UPDATE score SET variant_id = {OTHER} WHERE key = 1",
+            {("score-changed", 3), ("score-base", 1), ("score-import", 1), ("score-order", 1), ("unknown-variant", 0)},
+        ),
         ("UPDATE score SET base_key = NULL WHERE variant_kind = 'base'", {("score-base", 1)}),
         ("UPDATE score SET base_key = NULL WHERE metric = 'color'", {("score-base", 1)}),
         ("INSERT INTO score_video (score_key, position, stem) VALUES (99, 0, 'x')", {("damaged", 1)}),

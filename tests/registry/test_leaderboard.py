@@ -58,14 +58,18 @@ def test_of_a_metric_where_lower_is_better_the_lowest_stand_first(registry: Regi
     assert (found.direction, found.reference) == ("lower", "most deltas")
 
 
-def test_the_last_import_counts_and_equal_imports_do_not_come_back(registry: Registry, three: list[Variant]) -> None:
+def test_the_last_import_counts_also_when_it_is_an_earlier_one_again(registry: Registry, three: list[Variant]) -> None:
     a, b, _ = three
     score(registry, a, [0.95, 0.95])
     score(registry, b, [0.1])
-    score(registry, b, [0.9, 0.9])  # known: nothing is imported, and the correction stays
     found = registry.leaderboard(METRIC)
     assert [(row.variant, row.mean) for row in found.rows if row.rank in (1, 3)] == [
         (a, pytest.approx(0.95)), (b, pytest.approx(0.1)),
+    ]  # fmt: skip
+    score(registry, b, [0.9, 0.9])  # known rows, which count again
+    found = registry.leaderboard(METRIC)
+    assert [(row.variant, row.mean) for row in found.rows if row.rank in (1, 2)] == [
+        (a, pytest.approx(0.95)), (b, pytest.approx(0.9)),
     ]  # fmt: skip
     assert found.total == 3
 
@@ -159,7 +163,7 @@ def test_scores_that_came_before_their_delta_are_ranked_once_it_is_registered(
 def test_the_groups_come_from_an_index_alone_and_the_leaders_in_its_order(
     registry: Registry, three: list[Variant]
 ) -> None:
-    which = "FROM score WHERE metric = 'x' AND base_key = 1 AND superseded_by IS NULL"
+    which = "FROM score WHERE metric = 'x' AND base_key = 1 AND counts = 1"
     kinds = "metric_suite, prompt_set, direction, settings_key"
     queries = {
         f"SELECT {kinds}, count(mean) {which} GROUP BY {kinds}": "COVERING",

@@ -41,9 +41,7 @@ def as_of_0004(registry: Registry, path: Path) -> Registry:
 
 
 def contents(registry: Registry) -> list[list[Any]]:
-    columns = (
-        "score.key, score.id, mean, videos, prompts_sha256, base_key, superseded_by, prompt_set, metric, imported_at"
-    )
+    columns = "score.key, score.id, mean, videos, prompts_sha256, base_key, counts, prompt_set, metric, imported_at"
     queries = (
         f"SELECT {columns}, document FROM score JOIN score_settings ON score_settings.key = settings_key ORDER BY 1",
         "SELECT document FROM score_settings ORDER BY 1",
