@@ -12,6 +12,7 @@ from typing import Final
 from hfq.schema.canonical import sha256_hex
 from hfq.schema.errors import ContradictedClaimError, NotAClipError, UnreadableFileError
 
+from .clips.blank import BlankWatcher
 from .clips.clip_document import ClipDocument, Variant
 from .clips.store import RegisteredClips
 from .clips.stream import open_clip
@@ -105,19 +106,23 @@ def _read_folder(database: Database, folder: Path, variant: Variant) -> list[_Cl
 
 
 def _read_clip(database: Database, stem: str, path: Path, variant: Variant) -> _Clip:
+    blank = BlankWatcher()
     try:
         with open_clip(path) as clip:
-            claim, sha256, frames = read_tag(clip), clip.file_sha256(), clip.stream_facts().digest
+            claim, sha256, frames = read_tag(clip), clip.file_sha256(), clip.stream_facts(blank).digest
     except NotAClipError:
         # A container that cannot say anything can still hold the frames of a registered clip.
-        claim, sha256, frames = None, _file_sha256(path), decoded_digest(path)
+        claim, sha256, frames, blank.is_blank = None, _file_sha256(path), decoded_digest(path), False
     if claim is not None and claim.variant != variant:
         raise ContradictedClaimError(
             "the clip says that another variant made it", where=path, expected=variant, found=claim.variant
         )
     with database.reading() as session:
         known = RegisteredClips(session)
-        makers = {entry.variant for entry in (*known.by_file(sha256), *known.by_stream(frames))}
+        entries = (*known.by_file(sha256), *known.by_stream(frames))
+    makers = {maker for entry in entries for maker in (entry.variant, *entry.despite)}
+    if blank.is_blank:
+        makers &= {variant}  # whose other blank clips are says nothing of this one
     if makers and variant not in makers:
         raise ContradictedClaimError(
             "the clip is registered as made by another variant",

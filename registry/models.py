@@ -270,7 +270,8 @@ class Clip(Table):
 
     `variant_id` is a delta's content id or a base's id; no foreign key, because a base may be known by its clips alone.
     `scene` joins prompt hash and seed; `settings_sha256` is of the settings that decide the frames, None where they are
-    not all known. `blank` is None where nobody looked. `document` is the canonical JSON of `hfq.clip/1`, `manifest` the signed bytes.
+    not all known. `blank` is None where nobody looked. `document` is the canonical JSON of `hfq.clip/1`, `manifest`
+    the signed bytes.
     """
 
     __tablename__ = "clip"

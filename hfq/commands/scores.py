@@ -204,6 +204,8 @@ def score_measure(
     if variant.kind == "base":
         raise UsageError("clips are measured against their base's", expected="a delta", found=variant)
     base = Variant("base", registry.get(variant.id).base.id)
+    given = parse_settings(settings)
+    registry.check_writable()
     found = measure_clips(
         registry.database, clips, reference, variant, base, full_info=full_info, prompt_set=prompt_set,
         progress=lambda stem: note(f"measuring {printable(stem)}"),
@@ -213,7 +215,6 @@ def score_measure(
     for stems, folder in ((found.only_clips, clips), (found.only_reference, reference)):
         if stems:
             note(f"only in {printable(folder, 1000)}, no pair: {', '.join(map(printable, stems))}")
-    given = parse_settings(settings)
     sides = [
         _import(registry, who, files, {**own, **given})
         for who, files, own in (

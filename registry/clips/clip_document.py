@@ -15,9 +15,9 @@ from hfq.schema.errors import ClipDocumentError, ContradictedClaimError, SchemaV
 from hfq.schema.version import VERSION
 
 __all__ = [
+    "DECISIVE_SETTINGS",
     "MAX_CATEGORY",
     "MAX_DOCUMENT_BYTES",
-    "DECISIVE_SETTINGS",
     "ClipDocument",
     "Objection",
     "Setting",
@@ -154,7 +154,7 @@ class ClipDocument:
         return sha256_hex("\n".join(sorted(lines)).encode())
 
     def to_json(self) -> dict[str, Any]:
-        """The document under its schema; `prompt`, `category` and `despite` are absent, not null, when there is none."""
+        """Under its schema; `prompt`, `category` and `despite` are absent, not null, where there is none."""
         document: dict[str, Any] = {
             "schema": "hfq.clip/1",
             "delta": self.delta,
@@ -203,12 +203,12 @@ def merge_documents(old: ClipDocument, new: ClipDocument, where: str) -> ClipDoc
     newer one counts where it adds something.
 
     Raises:
-        ContradictedClaimError: they disagree in the variant, the prompt, the seed, a setting, the steps or the category.
+        ContradictedClaimError: they disagree in variant, prompt, seed, a setting, steps or category.
     """
     merged: dict[str, Any] = {}
     for name in ("delta", "base", "prompt_sha256", "prompt", "seed", "expert_steps", "category"):
         before, after = getattr(old, name), getattr(new, name)
-        if None not in (before, after) and before != after or (name == "delta" and before != after):
+        if (None not in (before, after) and before != after) or (name == "delta" and before != after):
             raise _disagreement(name.replace("_", " "), before, after, where)
         merged[name] = after if before is None else before
     for name in sorted(old.settings.keys() & new.settings.keys()):

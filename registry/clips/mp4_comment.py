@@ -214,8 +214,8 @@ class _Lists:
         new = [("comment", self._comment)] if not self.is_written else []
         new += [(self.new_name(), text) for text in self.texts]
         self.texts, self.is_written = [], True
-        for name, text in new:
-            keys.append((b"mdta", name.encode()))
+        for new_name, text in new:
+            keys.append((b"mdta", new_name.encode()))
             _add(items, struct.pack(">I", len(keys)), _data(text))
         return _keys_body(keys), _joined(items)
 
@@ -334,7 +334,10 @@ def _correct(data: bytearray, start: int, end: int, new_position: _NewPosition, 
             raise _uncorrectable(kind, where)
         elif kind in (b"stco", b"co64"):
             (count,) = struct.unpack_from(">I", data, body + 4)
-            _correct_list(data, body + 8, count, ">I" if kind == b"stco" else ">Q", new_position, where)
+            form = ">I" if kind == b"stco" else ">Q"
+            if body + 8 + count * struct.calcsize(form) > start + size:
+                raise ValueError(f"a list (box {kind.decode()}) that ends too early")
+            _correct_list(data, body + 8, count, form, new_position, where)
         elif kind == b"tfhd" and data[body + 3] & 1:
             _correct_list(data, body + 8, 1, ">Q", new_position, where)
         elif kind == b"tfra":
@@ -343,6 +346,8 @@ def _correct(data: bytearray, start: int, end: int, new_position: _NewPosition, 
             numbers = sum(((lengths >> bits) & 3) + 1 for bits in (0, 2, 4))
             wide = ">Q" if version else ">I"
             width = struct.calcsize(wide)
+            if body + 16 + count * (2 * width + numbers) > start + size:
+                raise ValueError("a list (box tfra) that ends too early")
             for entry in range(count):
                 at = body + 16 + entry * (2 * width + numbers) + width
                 _correct_list(data, at, 1, wide, new_position, where)

@@ -74,8 +74,8 @@ class ClipRegistry:
         refuse_objections(self.objections(clip, document.variant), document, clip)
 
     def check_writable(self) -> None:
-        """Find now, before hours of work, what would keep a clip from being recorded: a registry of another revision, or
-        one that cannot be written. Nothing is written; where there is no registry yet, none is made.
+        """Find now, before hours of work, what would keep a clip from being recorded: a registry of another revision,
+        or one that cannot be written. Nothing is written; where there is no registry yet, none is made.
 
         Raises:
             RegistryVersionError, RegistryReadOnlyError, NotARegistryError, RegistryBusyError

@@ -24,6 +24,7 @@ __all__ = ["SUFFIXES", "TaggedClip", "check_suffix", "read_earlier_tags", "read_
 SUFFIXES: Final = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska"}
 """What an output may be called, and the container of its input: the container is never changed."""
 
+
 @dataclass(frozen=True, slots=True)
 class TaggedClip:
     """A copy with a tag.
@@ -90,8 +91,17 @@ def write_tag(source: str | os.PathLike[str], out: str | os.PathLike[str], docum
                 write_edited(file, clip.size_bytes, temporary, _edits(clip, text))
             with open_clip(temporary) as copy:
                 tags, previous = copy.tags(), _previous(clip, copy)
-                own = {"comment", *previous}
-                require_same(_without(facts, {"comment"}), _without(container_facts(copy), own), clip.path)
+                # FFmpeg shows a comment of a language twice: as `comment` and, for example, as `comment-eng`.
+                kept = {
+                    name
+                    for name, text in clip.tags().items()
+                    if name.startswith("comment-") and text in previous.values()
+                }
+                require_same(
+                    _without(facts, {"comment", *kept}),
+                    _without(container_facts(copy), {"comment", *previous}),
+                    clip.path,
+                )
                 after = copy.stream_facts()
                 if tags.get("comment") != text or after != before:
                     raise RemuxError(
@@ -117,9 +127,7 @@ def _edits(clip: Clip, comment: str) -> list[Edit]:
 def _previous(clip: Clip, copy: Clip) -> dict[str, str]:
     before = clip.tags()
     return {
-        name: text
-        for name, text in copy.tags().items()
-        if name.startswith(PREVIOUS_COMMENT) and name not in before
+        name: text for name, text in copy.tags().items() if name.startswith(PREVIOUS_COMMENT) and name not in before
     }
 
 
