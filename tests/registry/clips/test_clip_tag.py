@@ -133,6 +133,6 @@ def test_a_copy_in_which_a_packet_differs_is_refused(
         arguments[2].write_bytes(data)
 
     monkeypatch.setattr(tag, "write_edited", broken)
-    with pytest.raises(RemuxError, match="would not be the same clip; expected stream .: packets"):
+    with pytest.raises(RemuxError, match="would not be the same clip; expected stream"):
         write_tag(remux(clip, tmp_path / "in.mp4"), tmp_path / "out.mp4", document())
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
