@@ -283,7 +283,7 @@ class Database:
             # Another process may have upgraded the file in between. A page is written as well, and taken back: the
             # lock alone is given for a file whose folder cannot be written.
             require_current(revision_of(connection, self.path), self.path)
-            connection.exec_driver_sql("CREATE TABLE hfq_probe (nothing INTEGER)")
+            connection.exec_driver_sql("CREATE TABLE hfq_probe (probe INTEGER)")
             transaction.rollback()
 
     @contextmanager
