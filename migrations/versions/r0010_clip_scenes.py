@@ -44,14 +44,16 @@ def upgrade() -> None:
 
 def _digest(document: str) -> str | None:
     try:
-        settings: Any = json.loads(document)["settings"]
+        found: Any = json.loads(document)
+        settings, steps = found["settings"], found["expert_steps"]
     except (ValueError, TypeError, KeyError):  # `hfq db check` names it
         return None
-    if not isinstance(settings, dict) or any(name not in settings for name in DECISIVE):
+    if not isinstance(settings, dict) or not isinstance(steps, dict) or any(name not in settings for name in DECISIVE):
         return None
     lines = [
         f"{name}\t{json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)}"
         for name, value in settings.items()
         if name not in INDIFFERENT
     ]
+    lines += [f"steps of {role}\t{int(count)}" for role, count in steps.items()]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

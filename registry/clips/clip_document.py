@@ -141,16 +141,18 @@ class ClipDocument:
 
     @property
     def settings_sha256(self) -> str | None:
-        """Hex SHA-256 over the sorted lines `name<TAB>JSON value` of the settings that decide the frames, joined by LF;
-        whole numbers as such, however they are written. None when one of DECISIVE_SETTINGS is not known.
+        """Hex SHA-256 over the sorted lines `name<TAB>JSON value` of the settings that decide the frames and of the
+        steps of each expert, joined by LF; whole numbers as such, however they are written. None when one of
+        DECISIVE_SETTINGS or the experts' steps are not known.
         """
-        if any(name not in self.settings for name in DECISIVE_SETTINGS):
+        if self.expert_steps is None or any(name not in self.settings for name in DECISIVE_SETTINGS):
             return None
         lines = [
             f"{name}\t{json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)}"
             for name, value in self.settings.items()
             if name not in _INDIFFERENT
         ]
+        lines += [f"steps of {role}\t{count}" for role, count in self.expert_steps.items()]
         return sha256_hex("\n".join(sorted(lines)).encode())
 
     def to_json(self) -> dict[str, Any]:

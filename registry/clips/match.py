@@ -215,7 +215,7 @@ class _Nearest:
     """The nearest clip so far, and the nearest of each variant among those of its scene."""
 
     def __init__(self) -> None:
-        self._first: tuple[float, str, Variant] | None = None
+        self._first: tuple[float, bool, str, Variant] | None = None
         self.scene: str | None = None
         self._setting: Setting | None = None
         self._best: dict[Variant, tuple[float, str]] = {}
@@ -231,8 +231,9 @@ class _Nearest:
         if not some:
             return
         for one, distance in zip(some, distances(query, [one.signature for one in some]).tolist(), strict=True):
-            found = (distance, one.clip, one.variant)
-            # By name where distances are equal, so that the answer does not depend on the order of reading.
+            # Where distances are equal, as of several files with the same frames, a clip of known settings goes first,
+            # and then the name decides, so that the answer does not depend on the order of reading.
+            found = (distance, one.setting is None, one.clip, one.variant)
             if self._first is None or found < self._first:
                 self._first, self.scene, self._setting = found, one.scene, one.setting
             if distance < SCENE_DISTANCE:

@@ -230,7 +230,9 @@ def test_an_upgrade_knows_the_settings_of_older_clips(registry: Registry, tmp_pa
         FULL, FULL | {"guidance": 5.0, "shift": 3}, FULL | {"guidance": 5.5, "device": "cpu", "text": "ä"}, {},
         {name: value for name, value in FULL.items() if name != "scheduler"}, FULL | {"shift": None, "flag": True},
     ]  # fmt: skip
-    made = [ClipDocument("d" * 64, base, prompt_sha256("p"), seed=7, settings=one) for one in settings]
+    steps = {"single": 6}
+    made = [ClipDocument("d" * 64, base, prompt_sha256("p"), None, 7, one, steps) for one in settings]
+    made += [dataclasses.replace(made[0], expert_steps=other) for other in (None, {"single": 7})]
     with closing(sqlite3.connect(old.path)) as connection:
         for key, text in enumerate([*(one.to_bytes().decode() for one in made), "no document", "[]"], start=1):
             connection.execute(
@@ -243,14 +245,15 @@ def test_an_upgrade_knows_the_settings_of_older_clips(registry: Registry, tmp_pa
         found = connection.execute("SELECT settings_sha256, blank FROM clip ORDER BY key").fetchall()
     assert found == [(one.settings_sha256, None) for one in made] + [(None, None)] * 2
     assert found[0] == found[1]
-    assert len({digest for digest, _ in found}) == 4
+    assert len({digest for digest, _ in found}) == 5
 
 
 def test_settings_that_decide_nothing_do_not_part_scenes() -> None:
-    made = ClipDocument("d" * 64, {"single": "e" * 64}, settings=FULL)
+    made = ClipDocument("d" * 64, {"single": "e" * 64}, settings=FULL, expert_steps={"single": 6})
 
     def digest(**changes: Any) -> str | None:
         return dataclasses.replace(made, settings=FULL | changes).settings_sha256
 
     assert digest() == digest(offload="model", device="cuda:0")
     assert len({digest(), digest(steps=7), digest(dtype="float32"), digest(sampler="x"), digest(shift=None)}) == 5
+    assert dataclasses.replace(made, expert_steps=None).settings_sha256 is None

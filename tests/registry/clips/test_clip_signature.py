@@ -184,6 +184,9 @@ def test_only_clips_of_the_same_settings_are_held_against_each_other() -> None:
         assert [candidate.fair_margin for candidate in found.candidates] == [1.0, None]
     unknown = match_signature(at(0), known_at((A, 0.001), (B, 0.01), settings=None))
     assert (unknown.fair_margin, unknown.setting) == (None, None)
+    # Of two files with the same frames the one of known settings speaks, whatever they are called.
+    twice = [*known_at((A, 0.001), settings=None), *known_at((C, 0.5), (A, 0.001), (B, 0.01))]
+    assert match_signature(at(0), twice).fair_margin == pytest.approx(10, rel=0.02)
     # The nearest clip of a variant may be of other settings; the nearest one of these counts.
     both = [*known_at((A, 0.001), (B, 0.002)), *known_at((B, 0.0015), settings="other")]
     assert match_signature(at(0), both).fair_margin == pytest.approx(2, rel=0.05)

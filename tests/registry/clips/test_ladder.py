@@ -155,6 +155,7 @@ BROKEN_TAG = {"tag_error": SchemaViolationError("no seed")}
         ({"tag": document(A.id, settings=SETTINGS | {"steps": 20})}, shelf(A=0.016, B=0.004),
          [NO, NO, NO, HINT, HINT], None, 5),
         ({"tag": document(A.id, settings={"steps": 4})}, shelf(A=0.016, B=0.004), [NO, NO, NO, HINT, HINT], None, 5),
+        ({"tag": document(A.id, expert_steps=None)}, shelf(A=0.016, B=0.004), [NO, NO, NO, HINT, HINT], None, 5),
         ({"tag": document(A.id, seed=8)}, shelf(A=0.016, B=0.004), [NO, NO, NO, HINT, HINT], None, 5),
         # A blank clip is nobody's: what is registered of it is a hint and excludes nothing, unless the file itself
         # says whose it is.
