@@ -32,8 +32,10 @@ _PARENTS: Final = frozenset({_SEEK_HEAD, _SEEK, _CUES, _CUE_POINT, _CUE_TRACK, _
 _POSITIONS: Final = frozenset({_SEEK_POSITION, 0xF1, 0xEA, 0x97, 0xEB})
 """Of SeekHead and Cues: SeekPosition, CueClusterPosition, CueCodecState, CueRefCluster, CueRefCodecState."""
 
-_OWN_TARGETS: Final = frozenset({0x63C5, 0x63C9, 0x63C4, 0x63C6})
-"""A tag with one of these above 0 is of a track, an edition, a chapter or an attachment, and not of the file."""
+_OWN_TARGETS: Final = frozenset({0x63C5, 0x63C9, 0x63C4, 0x63C6, 0x63CA})
+"""A tag with one of these (and not 0) is of a track, an edition, a chapter or an attachment, or of a level that has a
+name (TargetType, which FFmpeg shows as `LEVEL/COMMENT`), and not of the whole file.
+"""
 
 _MAX_ELEMENT_BYTES: Final = 256 * 1024 * 1024
 _MAX_ELEMENTS: Final = 1_000_000

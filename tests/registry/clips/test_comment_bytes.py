@@ -126,7 +126,9 @@ def matroska(*, tags_last: bool, cluster_sum: bool = False) -> bytes:
     track = ebml(
         0x7373, ebml(0x63C0, ebml(0x63C5, b"\1")), ebml(0x67C8, ebml(0x45A3, b"COMMENT"), ebml(0x4487, b"of a track"))
     )
-    tags = ebml(0x1254C367, summed(tag, track))
+    shot = ebml(0x67C8, ebml(0x45A3, b"COMMENT"), ebml(0x4487, b"of a shot"))
+    level = ebml(0x7373, ebml(0x63C0, ebml(0x63CA, b"SHOT")), shot)
+    tags = ebml(0x1254C367, summed(tag, track, level))
     tracks = ebml(0x1654AE6B, bytes(20).replace(b"\0", b"\xec\x80"))
     wanted = [0, 0, 0, 0]
     while True:
@@ -194,7 +196,8 @@ def test_positions_in_matroska_lead_where_they_led(tags_last: bool, cluster_sum:
     assert all(expected == found for expected, found in leads)
     assert b"HFQ_PREVIOUS_COMMENT" in body
     assert body.count(b"of a track") == body.count(b"theirs") == 1
-    assert ebml(0x45A3, b"COMMENT") + ebml(0x4487, b"of a track") in body
+    for kept in (b"of a track", b"of a shot"):
+        assert ebml(0x45A3, b"COMMENT") + ebml(0x4487, kept) in body
 
 
 def broken_cue(data: bytes) -> bytes:
