@@ -129,7 +129,7 @@ def matroska(*, tags_last: bool, cluster_sum: bool = False) -> bytes:
     shot = ebml(0x67C8, ebml(0x45A3, b"COMMENT"), ebml(0x4487, b"of a shot"))
     level = ebml(0x7373, ebml(0x63C0, ebml(0x63CA, b"SHOT")), shot)
     tags = ebml(0x1254C367, summed(tag, track, level))
-    tracks = ebml(0x1654AE6B, bytes(20).replace(b"\0", b"\xec\x80"))
+    tracks = ebml(0x1654AE6B, b"\xec\x80" * 4)
     wanted = [0, 0, 0, 0]
     while True:
 
