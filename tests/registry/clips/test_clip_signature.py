@@ -184,6 +184,11 @@ def test_only_clips_of_the_same_settings_are_held_against_each_other() -> None:
         assert [candidate.fair_margin for candidate in found.candidates] == [1.0, None]
     unknown = match_signature(at(0), known_at((A, 0.001), (B, 0.01), settings=None))
     assert (unknown.fair_margin, unknown.setting) == (None, None)
+    several = known_at((A, 0.001), (B, 0.002), (B, 0.01), (A, 0.05))
+    assert match_signature(at(0), several).fair_margin == pytest.approx(2, rel=0.05)
+    assert [candidate.fair_margin for candidate in match_signature(at(0), several).candidates] == [
+        pytest.approx(margin, rel=0.05) for margin in (1, 2)
+    ]
     # Of two files with the same frames the one of known settings speaks, whatever they are called.
     twice = [*known_at((A, 0.001), settings=None), *known_at((C, 0.5), (A, 0.001), (B, 0.01))]
     assert match_signature(at(0), twice).fair_margin == pytest.approx(10, rel=0.02)
