@@ -136,3 +136,11 @@ def test_a_copy_in_which_a_packet_differs_is_refused(
     with pytest.raises(RemuxError, match="would not be the same clip; expected stream"):
         write_tag(remux(clip, tmp_path / "in.mp4"), tmp_path / "out.mp4", document())
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_copy_without_the_comment_is_refused(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as where another box than the one that was written decides what FFmpeg calls the comment."""
+    monkeypatch.setattr(tag, "_edits", lambda clip, comment: [])
+    with pytest.raises(RemuxError, match="no comment"):
+        write_tag(clip, tmp_path / "out.mp4", document())
+    assert list(tmp_path.iterdir()) == []
