@@ -16,7 +16,9 @@ from test_clip_records import document, frames_of, states, write
 
 from hfq.registry import Registry, open_registry
 from hfq.registry.clips.clip_document import ClipDocument, Objection, Variant, prompt_sha256
+from hfq.registry.clips.evidence import Statements
 from hfq.registry.clips.keys import init_keys, load_local_key
+from hfq.registry.clips.objections import own_objections, refuse_objections
 from hfq.registry.clips.stamp import stamp_clip
 from hfq.registry.upgrade import upgrade
 from hfq.schema.errors import ContradictedClaimError, UsageError
@@ -257,3 +259,16 @@ def test_settings_that_decide_nothing_do_not_part_scenes() -> None:
     assert digest() == digest(offload="model", device="cuda:0")
     assert len({digest(), digest(steps=7), digest(dtype="float32"), digest(sampler="x"), digest(shift=None)}) == 5
     assert dataclasses.replace(made, expert_steps=None).settings_sha256 is None
+
+
+def test_every_place_that_names_another_variant_counts_by_itself() -> None:
+    a, b, c = (Variant("delta", letter * 64) for letter in "abc")
+    mine, theirs = ClipDocument(a.id, {"single": "e" * 64}), ClipDocument(b.id, {"single": "e" * 64})
+    insisted = dataclasses.replace(mine, despite=(Objection("stream", c), Objection("file", a)))
+    assert own_objections(Statements(mine, None, (), None, None), a) == ()
+    assert own_objections(Statements(mine, None, (theirs,), None, None), a) == (Objection("tag", b),)
+    assert own_objections(Statements(insisted, None, (), None, None), a) == (Objection("stream", c),)
+    listed = dataclasses.replace(mine, despite=(Objection("tag", b),))
+    refuse_objections([Objection("tag", b)], listed, "clip")
+    with pytest.raises(ContradictedClaimError, match=f"clip: its tag names {c}, you said {a}"):
+        refuse_objections([Objection("tag", b), Objection("tag", c)], listed, "clip")

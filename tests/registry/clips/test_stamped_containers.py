@@ -18,7 +18,7 @@ from hfq.registry.clips.manifest import Trust, read_manifest, stored_manifest
 from hfq.registry.clips.stamp import stamp_clip
 from hfq.registry.clips.stream import open_clip
 from hfq.registry.clips.tag import read_tag, write_tag
-from hfq.schema.errors import UsageError
+from hfq.schema.errors import TruncatedFileError, UsageError
 
 
 def encode(path: Path, codec: str, *, format_options: dict[str, str] | None = None, tags: dict[str, str] | None = None,
@@ -250,3 +250,31 @@ def test_boxes_that_nobody_knows_are_in_the_copy(made: Callable[[str], Path], tm
     assert comments(tmp_path / "out.mp4")["hfq_previous_comment"] == "mac"
     media = source.read_bytes()[: source.read_bytes().index(b"moov") - 4]
     assert copy.startswith(media)
+
+
+def test_a_file_that_lacks_its_last_byte_is_no_clip(made: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("mpeg4.mp4", "workflow-faststart.mp4"):
+        (tmp_path / name).write_bytes(made(name).read_bytes()[:-1])
+        with pytest.raises(TruncatedFileError):
+            write_tag(tmp_path / name, tmp_path / "out.mp4", document())
+
+
+def test_a_cover_picture_is_copied_and_is_not_the_clip(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = tmp_path / "in.mp4"
+    with av.open(str(made("mpeg4.mp4"))) as found, av.open(str(source), "w") as container:
+        stream = container.add_stream_from_template(found.streams.video[0])
+        cover: Any = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in found.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+        container.mux(cover.encode(av.VideoFrame(32, 32, "yuvj420p")))
+        container.mux(cover.encode())
+    before = dump(source)
+    assert before["stream 1"]["marks"] & 0x400
+    copy = write_tag(source, tmp_path / "out.mp4", document())
+    assert dump(copy.path) == before
+    with open_clip(made("mpeg4.mp4")) as plain:
+        assert copy.stream == plain.stream_facts()
