@@ -220,3 +220,20 @@ def test_more_elements_than_any_clip_has_are_refused(monkeypatch: pytest.MonkeyP
     data = ebml(0x1A45DFA3, b"") + ebml(0x18538067, ebml(0xEC) * 200)
     with pytest.raises(TooLargeError, match="too many elements"):
         matroska_comment.comment_edits(io.BytesIO(data), len(data), "x", where="x")
+
+
+def test_a_position_that_is_not_the_clusters_own_stays(tmp_path: Path) -> None:
+    """Live streams write what they like there."""
+    data = bytearray(matroska(tags_last=True))
+    data[data.index(b"\xa7\x81") + 2] = 1
+    edits = matroska_comment.comment_edits(io.BytesIO(data), len(data), "x", where="x")
+    write_edited(io.BytesIO(data), len(data), tmp_path / "out", edits)
+    assert (tmp_path / "out").read_bytes().count(b"\xa7\x81\x01") == 1
+
+
+def test_a_list_of_tags_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """A box of user data holds one such list: the comment then stands beside it."""
+    other = box(b"meta", bytes(4), box(b"hdlr", bytes(8) + b"ID32" + bytes(13)), box(b"ID32", b"\0\0\0\0und"))
+    data = box(b"ftyp", bytes(8)) + box(b"mdat", bytes(8)) + box(b"moov", box(b"udta", other))
+    out = edited(data, "hello", tmp_path)
+    assert other + box(b"\xa9cmt", struct.pack(">HH", 5, 0x55C4) + b"hello") in out

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from made_clips import B, document, scene
 
+from hfq.registry.clips.container_facts import container_facts, require_same
 from hfq.registry.clips.keys import init_keys, load_local_key
 from hfq.registry.clips.manifest import Trust, read_manifest, stored_manifest
 from hfq.registry.clips.stamp import stamp_clip
 from hfq.registry.clips.stream import open_clip
 from hfq.registry.clips.tag import read_tag, write_tag
-from hfq.schema.errors import TruncatedFileError, UsageError
+from hfq.schema.errors import RemuxError, TruncatedFileError, UsageError
 
 
 def encode(path: Path, codec: str, *, format_options: dict[str, str] | None = None, tags: dict[str, str] | None = None,
@@ -278,3 +279,45 @@ def test_a_cover_picture_is_copied_and_is_not_the_clip(made: Callable[[str], Pat
     assert dump(copy.path) == before
     with open_clip(made("mpeg4.mp4")) as plain:
         assert copy.stream == plain.stream_facts()
+
+
+def marked(container: Any, stream: Any) -> None:
+    stream.disposition = av.stream.Disposition.forced
+
+
+def french(container: Any, stream: Any) -> None:
+    stream.metadata["language"] = "fra"
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [({"change": marked}, "disposition"), ({"change": french}, "language"), ({"change": wide}, "aspect"),
+     ({"frames": 8}, "packets"), ({"tags": {"x": "y"}}, "tag X")],
+)  # fmt: skip
+def test_a_difference_is_named(other: dict[str, Any], named: str, tmp_path: Path) -> None:
+    found = []
+    for name, how in (("a.mkv", {}), ("b.mkv", other)):
+        with open_clip(encode(tmp_path / name, "mpeg4", **how)) as clip:
+            found.append(container_facts(clip))
+    require_same(found[0], found[0], "clip")
+    with pytest.raises(RemuxError, match=named):
+        require_same(*found, "clip")
+
+
+def test_other_times_are_another_clip(tmp_path: Path) -> None:
+    found = []
+    for name, late in (("a.mkv", 0), ("b.mkv", 40)):
+        with (
+            av.open(str(encode(tmp_path / f"in-{name}", "mpeg4"))) as source,
+            av.open(str(tmp_path / name), "w") as copy,
+        ):
+            stream = copy.add_stream_from_template(source.streams.video[0])
+            for number, packet in enumerate(source.demux(video=0)):
+                if packet.size:
+                    packet.pts, packet.dts = packet.pts + late * (number == 4), packet.dts + late * (number == 4)
+                    packet.stream = stream
+                    copy.mux(packet)
+        with open_clip(tmp_path / name) as clip:
+            found.append({n: v for n, v in container_facts(clip).items() if n == "stream 0: packets"})
+    with pytest.raises(RemuxError, match="packets"):
+        require_same(*found, "clip")
