@@ -188,7 +188,8 @@ class Clips:
             else:
                 _, schedules = plan_schedule(loaded.pipeline.scheduler, settings, list(roots))
                 steps = {role: len({call.step for call in schedule.calls}) for role, schedule in schedules.items()}
-                stamp_clip(plain, path, _document(delta, roots, prompt, settings, steps), load_local_key(self.config))
+                made_by = _document(delta, roots, prompt, settings, steps, type(loaded.pipeline.scheduler).__name__)
+                stamp_clip(plain, path, made_by, load_local_key(self.config))
                 plain.unlink()
         say(f"{kind}: {len(missing)} clips")
 
@@ -222,13 +223,18 @@ class Clips:
 
 
 def _document(
-    delta: str | None, roots: dict[str, str], prompt: str, settings: GenerationSettings, steps: dict[str, int]
+    delta: str | None,
+    roots: dict[str, str],
+    prompt: str,
+    settings: GenerationSettings,
+    steps: dict[str, int],
+    scheduler: str,
 ) -> ClipDocument:
     return ClipDocument(
         delta=delta,
         base=roots,
         prompt_sha256=prompt_sha256(prompt),
         seed=settings.seed,
-        settings={name: value for name, value in asdict(settings).items() if name not in ("seed", "negative_prompt")},
+        settings={name: value for name, value in asdict(settings).items() if name != "seed"} | {"scheduler": scheduler},
         expert_steps=steps,
     )

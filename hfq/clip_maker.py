@@ -154,8 +154,10 @@ class ClipMaker:
             return document.variant in registry.variants_of_file(file_sha256)
 
         kept = keep_clip(destination, document, picture, is_registered)
-        recorded = is_registered(kept.file_sha256) or (output.record and _record(destination, kept.document, None))
-        return MadeClip(destination, kept.document, None, kept.signed, recorded)
+        # Also one that is registered: another run may have been killed before it could say that it was signed.
+        recorded = output.record and _record(destination, kept.document, kept.manifest)
+        recorded = recorded or is_registered(kept.file_sha256)
+        return MadeClip(destination, kept.document, None, kept.manifest is not None, recorded)
 
     def _document(self, prompt: Prompt, output: ClipOutput, given: Frames, sample: int) -> ClipDocument:
         from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
@@ -239,7 +241,7 @@ def _write(destination: Path, frames: Any, made_by: ClipDocument, output: ClipOu
 def _record(destination: Path, made_by: ClipDocument, manifest: bytes | None) -> bool:
     """Record the clip if a registry can; says why when it cannot."""
     from hfq.registry import open_registry
-    from hfq.schema.errors import UnknownIdError
+    from hfq.schema.errors import RegistryError, UnknownIdError
 
     registry = open_registry()
     if destination.suffix != ".mp4":
@@ -252,5 +254,8 @@ def _record(destination: Path, made_by: ClipDocument, manifest: bytes | None) ->
         except UnknownIdError:
             note("not recorded: the delta is not registered; `hfq register DELTA`, then `hfq stamp`")
             return False
+        except RegistryError:
+            note(f"{destination} is there, and not recorded")
+            raise
         return True
     return False

@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["HEAD", "REVISIONS", "VERSION_TABLE", "script_location"]
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 """Oldest first. Written out, so that an ordinary command knows without Alembic whether it can read a database."""
 
 HEAD: Final = REVISIONS[-1]

@@ -29,6 +29,7 @@ def check_clips(session: Session) -> Iterator[Finding]:
             Clip.variant_kind,
             Clip.variant_id,
             Clip.scene,
+            Clip.settings_sha256,
             Clip.document,
             sa.and_(Clip.signed, Clip.manifest.is_(None)),
             ClipSignature.data,
@@ -39,10 +40,10 @@ def check_clips(session: Session) -> Iterator[Finding]:
         .order_by(Clip.key)
         .execution_options(yield_per=_BATCH)
     )
-    for sha256, kind, variant_id, scene, document, is_bare, signature, sketch in rows:
+    for sha256, kind, variant_id, scene, settings, document, is_bare, signature, sketch in rows:
         variant = Variant(kind, variant_id)
         where = f"clip {sha256[:12]} of {variant}"
-        yield from _document(document, variant, scene, where)
+        yield from _document(document, variant, scene, settings, where)
         if is_bare:
             yield Finding("clip-manifest", where, "registered as signed, and no manifest is stored", 1)
         if signature is None:
@@ -53,7 +54,9 @@ def check_clips(session: Session) -> Iterator[Finding]:
             yield Finding("clip-sketch", where, "no sketch, or another signature's: audits may overlook the clip", 1)
 
 
-def _document(document: str, variant: Variant, scene: str | None, where: str) -> Iterator[Finding]:
+def _document(
+    document: str, variant: Variant, scene: str | None, settings: str | None, where: str
+) -> Iterator[Finding]:
     try:
         said = parse_clip_document(document.encode(), where)
     except HfqError as error:
@@ -63,3 +66,5 @@ def _document(document: str, variant: Variant, scene: str | None, where: str) ->
         yield Finding("clip-document", where, f"the stored document names {said.variant}", 3)
     if said.scene != scene:
         yield Finding("clip-document", where, "the stored document has another prompt or seed", 3)
+    if said.settings_sha256 != settings:
+        yield Finding("clip-document", where, "the stored document has other settings", 3)

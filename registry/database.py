@@ -270,6 +270,22 @@ class Database:
                 "the registry cannot be created", where=self.path, found=error.strerror, todo="set HFQ_REGISTRY"
             ) from error
 
+    def check_writable(self) -> None:
+        """Take the write lock and give it back: what would stop a later `writing` stops now. Makes no registry.
+
+        Raises:
+            RegistryVersionError, NotARegistryError, RegistryReadOnlyError, RegistryBusyError
+        """
+        if (revision := self.revision()) is None:
+            return
+        require_current(revision, self.path)
+        with translated_errors(self.path), self._writer.connect() as connection, connection.begin() as transaction:
+            # Another process may have upgraded the file in between. A page is written as well, and taken back: the
+            # lock alone is given for a file whose folder cannot be written.
+            require_current(revision_of(connection, self.path), self.path)
+            connection.exec_driver_sql("CREATE TABLE hfq_probe (probe INTEGER)")
+            transaction.rollback()
+
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session over one consistent state of the registry; an empty one where there is no registry yet.

@@ -20,8 +20,8 @@ def utc_now() -> str:
 
 
 def record_event(session: Session, kind: str, delta_id: str | None, **detail: str) -> None:
-    """Add a line: registered, located, folder-reused, aliased, alias-moved, alias-removed, clip, scored, measured,
-    reviewed, withdrawn.
+    """Add a line: registered, located, folder-reused, aliased, alias-moved, alias-removed, clip, clip-amended,
+    clip-stamped-as-another, scored, measured, reviewed, withdrawn.
     """
     row = Event(at=utc_now(), kind=kind, delta_id=delta_id, detail=json.dumps(detail, sort_keys=True))
     session.add(row)

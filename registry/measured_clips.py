@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from hfq.schema.canonical import sha256_hex
 from hfq.schema.errors import ClipPairError, ContradictedClaimError, SettingsDifferError
 
+from .clips.blank import BlankWatcher
 from .clips.clip_document import ClipDocument, Variant, parse_clip_document
 from .clips.containers import PICTURES
 from .clips.store import RegisteredClips
@@ -176,17 +177,21 @@ class _Folder:
 
 
 def _read_clip(database: Database, what: FolderClip, variant: Variant, info: FullInfo) -> _Clip:
+    blank = BlankWatcher()
     with open_clip(what.path, PICTURES) as clip:
-        claim, sha256, frames = read_tag(clip), clip.file_sha256(), clip.stream_facts().digest
+        claim, sha256, frames = read_tag(clip), clip.file_sha256(), clip.stream_facts(blank).digest
     if claim is not None and claim.variant != variant:
         raise ContradictedClaimError(
             "the clip says that another variant made it", where=what.path, expected=variant, found=claim.variant
         )
     with database.reading() as session:
         known = RegisteredClips(session)
-        makers = {entry.variant for entry in (*known.by_file(sha256), *known.by_stream(frames))}
+        entries = (*known.by_file(sha256), *known.by_stream(frames))
         query = sa.select(Clip.document).where(Clip.stream_sha256 == frames, Clip.variant_id == variant.id)
         recorded = list(session.scalars(query))
+    makers = {maker for entry in entries for maker in (entry.variant, *entry.despite)}
+    if blank.is_blank:
+        makers &= {variant}  # whose other blank clips are says nothing of this one
     if makers and variant not in makers:
         raise ContradictedClaimError(
             "the clip is registered as made by another variant",

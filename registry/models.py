@@ -269,7 +269,9 @@ class Clip(Table):
     """A clip file and what made it. The same file under two variants is two rows, and an audit says so.
 
     `variant_id` is a delta's content id or a base's id; no foreign key, because a base may be known by its clips alone.
-    `scene` joins prompt hash and seed. `document` is the canonical JSON of `hfq.clip/1`, `manifest` the signed bytes.
+    `scene` joins prompt hash and seed; `settings_sha256` is of the settings that decide the frames, None where they are
+    not all known. `blank` is None where nobody looked. `document` is the canonical JSON of `hfq.clip/1`, `manifest`
+    the signed bytes.
     """
 
     __tablename__ = "clip"
@@ -283,12 +285,14 @@ class Clip(Table):
     variant_kind: Mapped[str] = mapped_column(String(10))
     variant_id: Mapped[str] = mapped_column(_Digest, index=True)
     scene: Mapped[str | None] = mapped_column(String(100), index=True)
+    settings_sha256: Mapped[str | None] = mapped_column(_Digest)
     name: Mapped[str] = mapped_column(String(1000))
     container: Mapped[str] = mapped_column(String(20))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     frames: Mapped[int] = mapped_column(Integer)
     width: Mapped[int] = mapped_column(Integer)
     height: Mapped[int] = mapped_column(Integer)
+    blank: Mapped[bool | None]
     document: Mapped[str] = mapped_column(Text)
     manifest: Mapped[bytes | None] = mapped_column(LargeBinary)
     signed: Mapped[bool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,9 @@ def _number(text: str) -> str | int | float:
 @click.option("--store-prompt", is_flag=True, help="Store the prompt's text, too.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the initial noise.")
 @click.option("--setting", "settings", multiple=True, metavar=_SETTING, help="Such as steps=40; may be repeated.")
+@click.option(
+    "--anyway", is_flag=True, help="Stamp it although its tag, its manifest or the registry names another variant."
+)
 @signing_options
 @click.option("-o", "--out", type=click.Path(), required=True, help="File to make, in the container of CLIP.")
 @json_option
@@ -96,6 +100,7 @@ def stamp_command(
     store_prompt: bool,
     seed: int | None,
     settings: tuple[str, ...],
+    anyway: bool,
     sign: bool | None,
     key: str | None,
     certificates: str | None,
@@ -104,12 +109,16 @@ def stamp_command(
 ) -> None:
     """Copy CLIP with a note of what made it, and record the copy in the registry; CLIP itself is never changed.
 
-    For clips made by other programs; `hfq generate` stamps its own. The pictures stay as they are, bit for bit.
+    For clips made by other programs; `hfq generate` stamps its own. The pictures stay as they are, bit for bit, and so
+    does everything else in the file; a comment that it had is kept as `hfq_previous_comment`. A clip that says, or that
+    the registry says, that another variant made it is refused (exit 3); with --anyway it is stamped, and the copy and
+    the registry say what spoke against it.
 
     \b
     hfq stamp clip.mp4 --variant wan22@candidate --prompt "..." --seed 7 -o stamped.mp4
     """
     from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
+    from hfq.registry.clips.objections import refuse_objections
     from hfq.registry.clips.stamp import stamp_clip
 
     if store_prompt and prompt is None:
@@ -125,19 +134,32 @@ def stamp_command(
         seed=seed,
         settings=parse_settings(settings),
     )
-    registry.refuse_contradicted(clip, document)
-    stamped = stamp_clip(clip, out, document, chosen_key(sign, key, certificates))
-    recorded = registry.record_clip(out, document, manifest=stamped.manifest, signed=stamped.manifest is not None)
-    if stamped.replaced is not None:
-        note("the comment that the clip had is not in the copy")
-    if stamped.dropped:
-        note(f"not copied: streams of the kind {', '.join(sorted(set(stamped.dropped)))}")
+    signing_key = chosen_key(sign, key, certificates)
+    registry.check_writable()
+    objections = registry.objections(clip, document.variant)
+    if anyway:
+        document = replace(document, despite=objections)
+    refuse_objections(objections, document, clip)
+    stamped = stamp_clip(clip, out, document, signing_key)
+    try:
+        recorded = registry.record_clip(out, document, manifest=stamped.manifest, signed=stamped.manifest is not None)
+    except BaseException:
+        stamped.path.unlink(missing_ok=True)  # what is not recorded would be a clip that nobody knows
+        raise
+    for name in stamped.previous:
+        note(f"the comment that the clip had is kept in the copy as {name}")
+    if stamped.lost_manifest:
+        note("the signed manifest of the clip is not in the copy")
+    for one in document.despite:
+        note(f"stamped in spite of this: {one}")
     found = {
         "clip": out,
         "variant": document.variant.id,
         "signed": stamped.manifest is not None,
         "file_sha256": recorded.file_sha256,
         "new": recorded.is_new,
+        "previous_comments": sorted(stamped.previous),
+        "despite": document.to_json().get("despite", []),
     }
     signed = "signed" if stamped.manifest is not None else "not signed"
     emit(found, f"clip        {out}  ({signed})\nvariant     {document.variant}", as_json)

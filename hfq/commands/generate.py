@@ -13,6 +13,7 @@ import click
 from hfq.commands.clips import chosen_key, signing_options
 from hfq.console import emit, format_seconds, json_option, note
 from hfq.generation_options import generation_options
+from hfq.registry import open_registry
 from hfq.schema.errors import InterruptedRunError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def generate_command(
         wanted = read_prompts(prompts or "")
         places = _places(Path(out), wanted, resume=resume)
     signing_key = chosen_key(sign, key, certificates) if places[0].suffix == ".mp4" else None
+    if not no_record and places[0].suffix == ".mp4":
+        open_registry().check_writable()  # now, and not when the clips are made
     maker = ClipMaker(base, delta, given, wanted)
     if prompts is not None:
         _make_folder(Path(out), resume=resume)

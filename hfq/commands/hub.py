@@ -149,7 +149,7 @@ def _written_registry() -> Registry | None:
     registry = open_registry()
     if registry.status().state in ("absent", "empty"):
         return None
-    registry.aliases()  # one of another revision is refused now, and not when the Hub has been written to
+    registry.check_writable()  # refused now, and not when the Hub has been written to
     return registry
 
 

@@ -170,9 +170,11 @@ def score_measure(
     if variant.kind == "base":
         raise UsageError("clips are measured against their base's", expected="a delta", found=variant)
     base = Variant("base", registry.get(variant.id).base.id)
+    given = parse_settings(settings)
+    registry.check_writable()
     found = measure_clips(
         registry.database, clips, reference, variant, base, full_info=full_info, prompt_set=prompt_set,
-        settings=parse_settings(settings), anyway=anyway, progress=lambda stem: note(f"measuring {printable(stem)}"),
+        settings=given, anyway=anyway, progress=lambda stem: note(f"measuring {printable(stem)}"),
     )  # fmt: skip
     _paired(found, clips, reference)
     for who, files, folder in ((variant, found.variant, clips), (base, found.base, reference)):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hfq.registry.folder import base_id
 from hfq.registry.text import DISPLAY_DIGITS
 from hfq.schema.canonical import CanonicalizationError, canonical_json, sha256_hex
 from hfq.schema.documents import parse_document
-from hfq.schema.errors import ClipDocumentError, SchemaViolationError, TooLargeError, UsageError
+from hfq.schema.errors import ClipDocumentError, ContradictedClaimError, SchemaViolationError, TooLargeError, UsageError
 from hfq.schema.version import VERSION
 
 __all__ = [
+    "DECISIVE_SETTINGS",
     "MAX_CATEGORY",
     "MAX_DOCUMENT_BYTES",
     "ClipDocument",
+    "Objection",
     "Setting",
     "Variant",
+    "merge_documents",
     "parse_clip_document",
     "prompt_sha256",
 ]
@@ -28,6 +32,16 @@ MAX_DOCUMENT_BYTES: Final = 32_000
 
 MAX_CATEGORY: Final = 80
 """Characters; as in the schema, and as outcomes of reviewers are held to."""
+
+DECISIVE_SETTINGS: Final = (
+    "width", "height", "frames", "steps", "shift", "guidance", "negative_prompt", "scheduler",
+)  # fmt: skip
+"""Without one of these nobody knows whether two clips of a prompt and seed show the same scene. None is a value, such
+as of a shift that is the pipeline's own."""
+
+_INDIFFERENT: Final = frozenset({"device", "offload"})
+"""What decides where the numbers are computed, and not which. Every other setting counts, also one of a name unknown
+here: to take two scenes for one could contradict an honest clip, to tell one from itself only leaves a hint out."""
 
 Setting = str | int | float | bool | None
 
@@ -65,6 +79,24 @@ def prompt_sha256(prompt: str) -> str:
         raise UsageError("the prompt is not Unicode text", found="a lone surrogate") from None
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Objection:
+    """What named another variant when somebody said nevertheless which one made a clip.
+
+    Attributes:
+        evidence: "tag", "manifest", "file" or "stream".
+        variant: the other one; None where a tag says something that cannot be read.
+    """
+
+    evidence: str
+    variant: Variant | None
+
+    def __str__(self) -> str:
+        says = {"tag": "its tag names", "manifest": "its signed manifest names", "file": "it is registered as",
+                "stream": "these frames are registered as"}[self.evidence]  # fmt: skip
+        return f"{says} {self.variant or 'something that cannot be read'}"
+
+
 @dataclass(frozen=True, slots=True)
 class ClipDocument:
     """Which model made a clip, and how it was asked.
@@ -79,6 +111,7 @@ class ClipDocument:
         expert_steps: role -> sampling steps that this expert ran; None when not known.
         hfq: the release that wrote the document.
         category: of the prompt, as its author sorts content; at most MAX_CATEGORY characters.
+        despite: what said otherwise when the clip was stamped.
     """
 
     delta: str | None
@@ -90,6 +123,7 @@ class ClipDocument:
     expert_steps: Mapping[str, int] | None = None
     hfq: str = VERSION
     category: str | None = None
+    despite: tuple[Objection, ...] = ()
 
     @property
     def variant(self) -> Variant:
@@ -98,13 +132,31 @@ class ClipDocument:
 
     @property
     def scene(self) -> str | None:
-        """Prompt and seed in one word: clips with the same one show the same scene. None when either is not known."""
+        """Prompt and seed in one word; None when either is not known. Together with `settings_sha256` they decide the
+        scene: clips that agree in both show the same, as far as their variants do.
+        """
         if self.prompt_sha256 is None or self.seed is None:
             return None
         return f"{self.prompt_sha256}:{self.seed}"
 
+    @property
+    def settings_sha256(self) -> str | None:
+        """Hex SHA-256 over the sorted lines `name<TAB>JSON value` of the settings that decide the frames and of the
+        steps of each expert, joined by LF; whole numbers as such, however they are written. None when one of
+        DECISIVE_SETTINGS or the experts' steps are not known.
+        """
+        if self.expert_steps is None or any(name not in self.settings for name in DECISIVE_SETTINGS):
+            return None
+        lines = [
+            f"{name}\t{json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)}"
+            for name, value in self.settings.items()
+            if name not in _INDIFFERENT
+        ]
+        lines += [f"steps of {role}\t{count}" for role, count in self.expert_steps.items()]
+        return sha256_hex("\n".join(sorted(lines)).encode())
+
     def to_json(self) -> dict[str, Any]:
-        """The document under its schema; `prompt` and `category` are absent, not null, when there is none."""
+        """Under its schema; `prompt`, `category` and `despite` are absent, not null, where there is none."""
         document: dict[str, Any] = {
             "schema": "hfq.clip/1",
             "delta": self.delta,
@@ -119,6 +171,14 @@ class ClipDocument:
             document["prompt"] = self.prompt
         if self.category is not None:
             document["category"] = self.category
+        if self.despite:
+            document["despite"] = [
+                {
+                    "evidence": one.evidence,
+                    "variant": None if one.variant is None else {"kind": one.variant.kind, "id": one.variant.id},
+                }
+                for one in self.despite
+            ]
         return document
 
     def to_bytes(self) -> bytes:
@@ -138,6 +198,35 @@ class ClipDocument:
         except SchemaViolationError as error:
             raise UsageError(error.what, where=error.where) from None
         return data
+
+
+def merge_documents(old: ClipDocument, new: ClipDocument, where: str) -> ClipDocument:
+    """What two documents of one clip say together: what one of them does not know, the other may. The release of the
+    newer one counts where it adds something.
+
+    Raises:
+        ContradictedClaimError: they disagree in variant, prompt, seed, a setting, steps or category.
+    """
+    merged: dict[str, Any] = {}
+    for name in ("delta", "base", "prompt_sha256", "prompt", "seed", "expert_steps", "category"):
+        before, after = getattr(old, name), getattr(new, name)
+        if (None not in (before, after) and before != after) or (name == "delta" and before != after):
+            raise _disagreement(name.replace("_", " "), before, after, where)
+        merged[name] = after if before is None else before
+    for name in sorted(old.settings.keys() & new.settings.keys()):
+        if old.settings[name] != new.settings[name]:
+            raise _disagreement(f"setting {name}", old.settings[name], new.settings[name], where)
+    merged["settings"] = {**old.settings, **new.settings}
+    merged["despite"] = tuple(dict.fromkeys((*old.despite, *new.despite)))
+    candidate = ClipDocument(**merged, hfq=old.hfq)
+    return candidate if candidate == old else replace(candidate, hfq=new.hfq)
+
+
+def _disagreement(name: str, old: object, new: object, where: str) -> ContradictedClaimError:
+    return ContradictedClaimError(
+        f"the clip is registered with another {name}", where=where, expected=old, found=new,
+        todo="a clip is recorded as it was made; make or stamp another file for another claim",
+    )  # fmt: skip
 
 
 def parse_clip_document(data: bytes, where: str) -> ClipDocument:
@@ -170,4 +259,8 @@ def _checked(document: Mapping[str, Any], where: str) -> ClipDocument:
         expert_steps=None if steps is None else {role: int(count) for role, count in steps.items()},
         hfq=document["hfq"],
         category=document.get("category"),
+        despite=tuple(
+            Objection(one["evidence"], None if one["variant"] is None else Variant(**one["variant"]))
+            for one in document.get("despite", ())
+        ),
     )

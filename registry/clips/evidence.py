@@ -7,13 +7,25 @@ from dataclasses import dataclass
 
 from hfq.schema.errors import HfqError, MalformedFileError, MissingDependencyError
 
+from .blank import BlankWatcher
 from .clip_document import ClipDocument
 from .manifest import ManifestReport, read_manifest
-from .signature import Signature, SignatureMaker
+from .signature import BLANK_SIGNATURE, Signature, SignatureMaker
 from .stream import Clip, StreamFacts, open_clip
-from .tag import read_tag
+from .tag import read_earlier_tags, read_tag
 
-__all__ = ["Evidence", "gather_evidence"]
+__all__ = ["Evidence", "Statements", "gather_evidence", "read_statements"]
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """What a file says of itself; see `Evidence` for the fields."""
+
+    tag: ClipDocument | None
+    tag_error: HfqError | None
+    earlier_tags: tuple[ClipDocument, ...]
+    manifest: ManifestReport | None
+    manifest_error: HfqError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +38,10 @@ class Evidence:
         container: "mp4", "mov" or "matroska".
         stream: digest, count and size of the decoded frames.
         signature: perceptual signature of the frames.
+        is_blank: no frame shows anything; see `BlankWatcher`.
         tag: the document in the comment tag; None without one of this package.
         tag_error: why a comment that calls itself such a document is none.
+        earlier_tags: documents in comments that stamps have replaced and kept.
         manifest: the signed manifests; None without any, or when they were not looked at.
         manifest_error: why manifests that are there were not looked at.
         trust_error: why nobody can say which authorities are trusted; the manifests were read without any.
@@ -38,11 +52,18 @@ class Evidence:
     container: str
     stream: StreamFacts
     signature: Signature
+    is_blank: bool = False
     tag: ClipDocument | None = None
     tag_error: HfqError | None = None
     manifest: ManifestReport | None = None
     manifest_error: HfqError | None = None
     trust_error: HfqError | None = None
+    earlier_tags: tuple[ClipDocument, ...] = ()
+
+    @property
+    def statements(self) -> Statements:
+        """What the file says of itself."""
+        return Statements(self.tag, self.tag_error, self.earlier_tags, self.manifest, self.manifest_error)
 
 
 def gather_evidence(path: str | os.PathLike[str], anchors_pem: str | HfqError = "") -> Evidence:
@@ -56,22 +77,34 @@ def gather_evidence(path: str | os.PathLike[str], anchors_pem: str | HfqError = 
     """
     trust_error = anchors_pem if isinstance(anchors_pem, HfqError) else None
     with open_clip(path) as clip:
-        tag, tag_error = _tag_of(clip)
-        manifest, manifest_error = _manifest_of(clip, "" if isinstance(anchors_pem, HfqError) else anchors_pem)
-        pictures = SignatureMaker()
-        stream = clip.stream_facts(pictures)
+        said = read_statements(clip, "" if isinstance(anchors_pem, HfqError) else anchors_pem)
+        pictures, blank = SignatureMaker(), BlankWatcher()
+        stream = clip.stream_facts(pictures, blank)
         return Evidence(
             file_sha256=clip.file_sha256(),
             size_bytes=clip.size_bytes,
             container=clip.container,
             stream=stream,
-            signature=pictures.signature(),
-            tag=tag,
-            tag_error=tag_error,
-            manifest=manifest,
-            manifest_error=manifest_error,
+            signature=BLANK_SIGNATURE if blank.is_blank else pictures.signature(),
+            is_blank=blank.is_blank,
+            tag=said.tag,
+            tag_error=said.tag_error,
+            manifest=said.manifest,
+            manifest_error=said.manifest_error,
             trust_error=trust_error,
+            earlier_tags=said.earlier_tags,
         )
+
+
+def read_statements(clip: Clip, anchors_pem: str = "") -> Statements:
+    """What a clip says of itself, its manifests read under the given authorities (PEM); no frame is decoded.
+
+    Raises:
+        NotAClipError, MissingDependencyError, and KeyFileError for anchors that are refused.
+    """
+    tag, tag_error = _tag_of(clip)
+    manifest, manifest_error = _manifest_of(clip, anchors_pem)
+    return Statements(tag, tag_error, read_earlier_tags(clip), manifest, manifest_error)
 
 
 def _tag_of(clip: Clip) -> tuple[ClipDocument | None, HfqError | None]:

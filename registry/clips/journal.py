@@ -22,7 +22,7 @@ from typing import Any, Final
 from hfq.schema.errors import ClipStreamError, MalformedFileError, OutputExistsError, UnreadableFileError
 
 from .clip_document import ClipDocument
-from .manifest import has_manifest
+from .manifest import stored_manifest
 from .stream import open_clip
 from .tag import read_tag
 
@@ -51,12 +51,13 @@ class KeptClip:
     Attributes:
         document: what it says of itself.
         file_sha256: 64 hex digits.
-        signed: whether it carries a manifest.
+        manifest: the bytes of the signed manifest that it carries; None of an unsigned one. Since its own bytes are
+            known, it was signed when it was made.
     """
 
     document: ClipDocument
     file_sha256: str
-    signed: bool
+    manifest: bytes | None
 
 
 def journal_clip(folder: Path, name: str, file_sha256: str) -> None:
@@ -88,7 +89,7 @@ def keep_clip(path: Path, wanted: ClipDocument, picture: Picture, is_registered:
     try:
         with open_clip(path) as clip:
             said, shown = read_tag(clip), _picture(clip)
-            kept = None if said is None else KeptClip(said, clip.file_sha256(), has_manifest(clip))
+            kept = None if said is None else KeptClip(said, clip.file_sha256(), stored_manifest(clip))
     except MalformedFileError as error:
         raise type(error)(
             error.what, where=error.where, expected=error.expected, found=error.found, todo=_REMOVE

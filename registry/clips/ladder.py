@@ -7,7 +7,11 @@
     similar       the pictures resemble registered clips                                       hint
 
 Proof of one registered variant, contradicted by nothing, is exit 0. Rungs that exclude each other, and an invalid
-manifest, are exit 3. All else is exit 5: hints with their candidates, never a name as fact.
+manifest, are exit 3. All else is exit 5: hints with their candidates, never a name as fact. Which rungs may contradict
+each other, docs/audit.md lists pair by pair; that no honest clip is contradicted, a test draws.
+
+Blank frames are no proof: every model makes them when it fails. And pictures stand against a bare claim alone, and only
+where clips of its own prompt, seed and settings are registered.
 
 A certificate that has run out does not make its manifest invalid: the bytes are those that were signed, and without a
 time-stamping service, which needs a network, every manifest comes to this by age alone. Nor is it proof any more, for
@@ -18,11 +22,11 @@ file vouches for that; the other rungs decide.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from .clip_document import Variant
+from .clip_document import ClipDocument, Variant
 from .evidence import Evidence
 from .manifest import ManifestReport, Trust
 from .match import VARIANT_MARGIN, Match, margin_text
@@ -41,11 +45,13 @@ class KnownClip:
         clip: how the registry calls it, such as its file's SHA-256.
         variant: which made it.
         signed: a manifest was made, or found trusted, when it was registered.
+        despite: variants that the clip had been said to be of before.
     """
 
     clip: str
     variant: Variant
     signed: bool = False
+    despite: tuple[Variant, ...] = ()
 
 
 class Known(Protocol):
@@ -81,6 +87,9 @@ class State(enum.StrEnum):
     """Something is there, and broken."""
     NOT_CHECKED = "not-checked"
     """Something is there, and was not looked at."""
+
+
+_PROOFS: Final = frozenset({State.CONFIRMED, State.AMBIGUOUS})
 
 
 class Verdict(enum.StrEnum):
@@ -157,12 +166,14 @@ class Audit:
                     "clip": candidate.clip,
                     "distance": candidate.distance,
                     "margin": candidate.margin,
+                    "fair_margin": candidate.fair_margin,
                 }
                 for candidate in self.match.candidates
             ],
             "nearest_distance": self.match.nearest,
             "nearest_at_least": self.match.nearest_at_least,
             "margin": self.match.margin,
+            "fair_margin": self.match.fair_margin,
             "contradictions": list(self.contradictions),
         }
 
@@ -173,12 +184,12 @@ def judge(evidence: Evidence, known: Known) -> Audit:
     by_file, by_stream = known.by_file(evidence.file_sha256), known.by_stream(evidence.stream.digest)
     rungs = (
         _attested(evidence, known, _vouched(by_file, by_stream)),
-        _exact("exact-file", by_file, "the file"),
-        _exact("exact-stream", by_stream, "the decoded stream"),
+        _exact_file(evidence, by_file),
+        _exact_stream(evidence, by_stream),
         _claimed(evidence, known),
         _similar(evidence, match),
     )
-    contradictions = (*_broken(rungs), *_exclusions(rungs), *_against_pictures(rungs, match))
+    contradictions = (*_broken(rungs), *_exclusions(rungs), *_against_pictures(evidence, rungs, match))
     proven = _proven(rungs)
     if contradictions:
         return Audit(Verdict.CONTRADICTED, None, rungs, match, contradictions)
@@ -235,8 +246,37 @@ def _signer(report: ManifestReport) -> str:
     return repr(report.claims[0].signer)
 
 
-def _exact(name: str, clips: Sequence[KnownClip], what: str) -> Rung:
+def _exact_file(evidence: Evidence, clips: Sequence[KnownClip]) -> Rung:
     variants = tuple(dict.fromkeys(clip.variant for clip in clips))
+    rung = _exact("exact-file", variants, "the file")
+    # A blank file that says nothing is the same whoever makes it; one that names its maker is not.
+    if variants and evidence.is_blank and not set(variants) <= set(_said(evidence)):
+        return Rung(rung.name, State.HINT, variants, "the file is registered, and blank: any variant may make the same")
+    return rung
+
+
+def _said(evidence: Evidence) -> Iterator[Variant]:
+    """What the file's own bytes name."""
+    if evidence.tag is not None:
+        yield evidence.tag.variant
+    if evidence.manifest is not None:
+        yield from (claim.document.variant for claim in evidence.manifest.claims)
+
+
+def _exact_stream(evidence: Evidence, clips: Sequence[KnownClip]) -> Rung:
+    registered = dict.fromkeys(clip.variant for clip in clips)
+    variants = tuple(registered | dict.fromkeys(variant for clip in clips for variant in clip.despite))
+    what = "the decoded stream"
+    if variants and evidence.is_blank:
+        detail = f"{what} is registered, and blank: any variant may make the same"
+        return Rung("exact-stream", State.HINT, variants, detail)
+    if len(variants) > len(registered):
+        detail = f"{what} is registered as {_listed(registered)}, and was said to be of another before"
+        return Rung("exact-stream", State.AMBIGUOUS, variants, detail)
+    return _exact("exact-stream", variants, what)
+
+
+def _exact(name: str, variants: tuple[Variant, ...], what: str) -> Rung:
     if not variants:
         return Rung(name, State.ABSENT, (), f"{what} is not registered")
     if len(variants) > 1:
@@ -257,7 +297,7 @@ def _claimed(evidence: Evidence, known: Known) -> Rung:
 
 def _similar(evidence: Evidence, match: Match) -> Rung:
     variants = tuple(candidate.variant for candidate in match.candidates)
-    if evidence.signature.is_blank:
+    if evidence.is_blank or evidence.signature.is_blank:
         return Rung("similar", State.ABSENT, (), "the clip is blank: nothing to compare")
     if match.nearest is None:
         return Rung("similar", State.ABSENT, (), "no clip is registered")
@@ -268,14 +308,13 @@ def _similar(evidence: Evidence, match: Match) -> Rung:
         return Rung("similar", State.ABSENT, (), f"no registered scene resembles it ({nearest})")
     if match.margin is None:
         return Rung("similar", State.HINT, variants, "a known scene, registered under one variant only: undecided")
-    against = "above" if match.is_decided else "not above"
-    return Rung(
-        "similar",
-        State.HINT,
-        variants,
-        f"a known scene of {len(variants)} variants; margin {margin_text(match.margin)}, {against} {VARIANT_MARGIN:g}"
-        + ("" if match.is_decided else ": undecided"),
-    )
+    if match.fair_margin is None:
+        known = f"margin {margin_text(match.margin)}, over clips of other or unknown settings: undecided"
+    else:
+        against = "above" if match.is_decided else "not above"
+        known = f"margin {margin_text(match.fair_margin)}, {against} {VARIANT_MARGIN:g}"
+        known += "" if match.is_decided else ": undecided"
+    return Rung("similar", State.HINT, variants, f"a known scene of {len(variants)} variants; {known}")
 
 
 def _broken(rungs: tuple[Rung, ...]) -> tuple[str, ...]:
@@ -285,7 +324,7 @@ def _broken(rungs: tuple[Rung, ...]) -> tuple[str, ...]:
 
 def _exclusions(rungs: tuple[Rung, ...]) -> tuple[str, ...]:
     """Rungs below `similar` that cannot be right together, and manifests that name several variants."""
-    naming = [rung for rung in rungs[:4] if rung.variants]
+    naming = [rung for rung in rungs[:4] if rung.variants and not _is_blank_hint(rung)]
     found = []
     attested = rungs[0]
     if len(attested.variants) > 1:
@@ -299,13 +338,26 @@ def _exclusions(rungs: tuple[Rung, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _against_pictures(rungs: tuple[Rung, ...], match: Match) -> tuple[str, ...]:
-    """A variant is named, its clip of this scene is registered, and another variant's clip is nearer by the margin.
+def _is_blank_hint(rung: Rung) -> bool:
+    """Exact rungs are proof, or absent, unless the clip is blank."""
+    return rung.name in ("exact-file", "exact-stream") and rung.state is State.HINT
 
-    A variant without a clip of the scene is never contradicted: the pictures then compare with the others alone.
+
+def _against_pictures(evidence: Evidence, rungs: tuple[Rung, ...], match: Match) -> tuple[str, ...]:
+    """A bare claim, its prompt, seed and settings are those of the nearest registered clip, the named variant's own
+    clip of them is registered, and lies farther off by the margin.
+
+    Nothing else is contradicted: not what a trusted signature or an exact rung says, not a claim about other settings
+    than those of the clips it would be held against, and no variant without a clip of them.
     """
-    margins = {candidate.variant: candidate.margin for candidate in match.candidates}
-    named = dict.fromkeys(variant for rung in rungs[:4] if len(rung.variants) == 1 for variant in rung.variants)
+    if match.setting is None or any(rung.state in _PROOFS for rung in rungs[:3]) or rungs[0].state is State.UNKNOWN:
+        return ()
+    margins = {candidate.variant: candidate.fair_margin or 0.0 for candidate in match.candidates}
+    named = dict.fromkeys(
+        document.variant
+        for document in _bare_claims(evidence)
+        if (document.scene, document.settings_sha256) == match.setting
+    )
     return tuple(
         f"{variant} is named, and the pictures are {margin_text(margins[variant])} times nearer to "
         f"{match.candidates[0].variant}"
@@ -314,9 +366,18 @@ def _against_pictures(rungs: tuple[Rung, ...], match: Match) -> tuple[str, ...]:
     )
 
 
+def _bare_claims(evidence: Evidence) -> Iterator[ClipDocument]:
+    """What anybody could have written: the tag, and a manifest of a signer whom no trusted authority stands behind."""
+    if evidence.tag is not None:
+        yield evidence.tag
+    report = evidence.manifest
+    if report is not None and report.trust is Trust.UNTRUSTED and evidence.trust_error is None:
+        yield from (claim.document for claim in report.claims)
+
+
 def _proven(rungs: tuple[Rung, ...]) -> Variant | None:
     """The only variant that every proof allows."""
-    proofs = [set(rung.variants) for rung in rungs[:3] if rung.state in (State.CONFIRMED, State.AMBIGUOUS)]
+    proofs = [set(rung.variants) for rung in rungs[:3] if rung.state in _PROOFS]
     if not proofs:
         return None
     left = set.intersection(*proofs)

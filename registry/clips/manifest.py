@@ -28,13 +28,16 @@ from hfq.schema.errors import (
 )
 from hfq.schema.version import VERSION
 
+from .boxes import read_user_box
 from .clip_document import ClipDocument, parse_clip_document
+from .container_facts import container_facts, require_same
 from .keys import EXTRA, SigningKey, check_anchors
 from .output import new_file
 from .stream import Clip, open_clip
 
 __all__ = [
     "ASSERTION",
+    "C2PA_UUID",
     "Claim",
     "ManifestReport",
     "SignedClip",
@@ -43,6 +46,7 @@ __all__ = [
     "has_manifest",
     "read_manifest",
     "sign_clip",
+    "stored_manifest",
 ]
 
 ASSERTION: Final = "org.hfq.variant"
@@ -50,7 +54,9 @@ ASSERTION: Final = "org.hfq.variant"
 
 _TYPES: Final = {"mp4": "video/mp4", "mov": "video/quicktime"}
 _MAX_STORE_BYTES: Final = 16 * 1024 * 1024
-_C2PA_UUID: Final = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+C2PA_UUID: Final = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+"""The identity of the `uuid` box of an MP4 or MOV that holds its manifests."""
+
 _EXPIRED: Final = frozenset({"signingCredential.expired", "signingCredential.untrusted"})
 """What is reported of a manifest that was sound until its certificate ended: trust is not looked at any more."""
 
@@ -119,7 +125,22 @@ class SignedClip:
 
 def has_manifest(clip: Clip) -> bool:
     """Whether the file has a C2PA box at its top level (ISO 14496-12 `uuid`); needs no C2PA library."""
-    return _C2PA_UUID in clip.uuids
+    return C2PA_UUID in clip.uuids
+
+
+def stored_manifest(clip: Clip) -> bytes | None:
+    """The bytes of the manifests that a file carries, as `sign_clip` returns them; None where there are none. Needs no
+    C2PA library. Layout of the box: C2PA specification, "Embedding manifests into BMFF-based assets".
+    """
+    if not has_manifest(clip):
+        return None
+    with clip.rewound() as file:
+        body = read_user_box(file, clip.size_bytes, C2PA_UUID, _MAX_STORE_BYTES)
+    purpose = b"manifest\0"  # behind version and flags; then 8 bytes of an offset, and the manifests
+    if body is None or body[4 : 4 + len(purpose)] != purpose:
+        return None
+    data = body[4 + len(purpose) + 8 :]
+    return data[: int.from_bytes(data[:4], "big")]
 
 
 def sign_clip(
@@ -141,6 +162,12 @@ def sign_clip(
     target = Path(out)
     with open_clip(source) as clip:
         check_signable(clip, target)
+        if has_manifest(clip):
+            raise UsageError(
+                "the clip carries a manifest already",
+                where=clip.path,
+                todo="`hfq audit` shows it; stamp an unsigned copy",
+            )
         with new_file(target) as temporary:
             try:
                 manifest = _sign(c2pa, clip, temporary, definition, key)
@@ -149,6 +176,7 @@ def sign_clip(
             with open_clip(temporary) as copy:
                 if copy.stream_facts() != clip.stream_facts():
                     raise RemuxError("the signed copy is not the same clip", where=clip.path)
+                require_same(container_facts(clip), container_facts(copy), clip.path)
     return SignedClip(target, manifest)
 
 
@@ -201,17 +229,18 @@ def check_signable(clip: Clip, target: Path) -> None:
     """Check that a clip can be copied with a manifest under this name.
 
     Raises:
-        UsageError: a container without one, a suffix of another container, a clip that carries a manifest.
+        UsageError: a container without one, a suffix of another container.
     """
     suffixes = {"mp4": (".mp4", ".m4v"), "mov": (".mov",)}.get(clip.container)
     if suffixes is None:
-        raise UsageError("a manifest goes into MP4 or MOV", where=clip.path, found=clip.container)
+        raise UsageError(
+            "a signed manifest goes into MP4 or MOV",
+            where=clip.path,
+            found=clip.container,
+            todo="stamp it unsigned with --no-sign, or convert it to MP4 first (ffmpeg -i CLIP -c copy OUT.mp4)",
+        )
     if target.suffix.lower() not in suffixes:
         raise UsageError("the copy keeps the container of its input", where=target, expected=" or ".join(suffixes))
-    if has_manifest(clip):
-        raise UsageError(
-            "the clip carries a manifest already", where=clip.path, todo="`hfq audit` shows it; stamp an unsigned copy"
-        )
 
 
 def _definition(document: ClipDocument, title: str) -> dict[str, Any]:

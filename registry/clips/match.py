@@ -50,6 +50,10 @@ READ_LIMIT: Final = 16_384
 """Signatures read for the distance of the nearest clip where no scene is known: 64 MB, a second or two."""
 
 
+Setting = tuple[str, str]
+"""`ClipDocument.scene` and `ClipDocument.settings_sha256`: all that decides the frames besides the variant."""
+
+
 @dataclass(frozen=True, slots=True)
 class KnownSignature:
     """A registered clip to compare with.
@@ -59,29 +63,39 @@ class KnownSignature:
         variant: which made it.
         scene: `ClipDocument.scene`.
         signature: of its frames.
+        settings: `ClipDocument.settings_sha256`.
     """
 
     clip: str
     variant: Variant
     scene: str | None
     signature: Signature
+    settings: str | None = None
+
+    @property
+    def setting(self) -> Setting | None:
+        """Prompt, seed and settings, where all of them are known."""
+        return None if self.scene is None or self.settings is None else (self.scene, self.settings)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A variant with a clip of the same scene.
+    """A variant with a clip of the same scene, or of one that looks like it.
 
     Attributes:
         variant: the variant.
         clip: its nearest clip.
         distance: of that clip.
         margin: this distance over the smallest one; 1 for the nearest candidate.
+        fair_margin: of its nearest clip of the nearest candidate's prompt, seed and settings; None without one. Only
+            that compares variants: another number of steps moves the pictures further than a variant does.
     """
 
     variant: Variant
     clip: str
     distance: float
     margin: float
+    fair_margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +107,18 @@ class Match:
         nearest_at_least: no registered clip is nearer than this. Equal to `nearest`, unless no scene is known and the
             search for the nearest of all was cut short.
         candidates: variants with a clip of the same scene, nearest first; empty when the scene is unknown.
-        margin: d2/d1 of the two nearest variants of the scene; None with fewer than two.
+        margin: d2/d1 of the two nearest variants; None with fewer than two.
+        fair_margin: the same among clips of the nearest one's prompt, seed and settings; None with fewer than two, and
+            where these are not known.
+        setting: prompt, seed and settings of the nearest clip; None where one of them is not known.
     """
 
     nearest: float | None
     nearest_at_least: float | None
     candidates: tuple[Candidate, ...]
     margin: float | None
+    fair_margin: float | None = None
+    setting: Setting | None = None
 
     @property
     def knows_scene(self) -> bool:
@@ -109,7 +128,7 @@ class Match:
     @property
     def is_decided(self) -> bool:
         """Whether the nearest variant stands out among those registered. An unregistered one is never excluded."""
-        return self.margin is not None and self.margin > VARIANT_MARGIN
+        return self.fair_margin is not None and self.fair_margin > VARIANT_MARGIN
 
 
 _NOTHING: Final = Match(None, None, (), None)
@@ -136,8 +155,9 @@ class Shelf(Protocol):
 def match_signature(query: Signature, known: Iterable[KnownSignature]) -> Match:
     """Compare with every registered clip.
 
-    Candidates are variants with a clip nearer than SCENE_DISTANCE, or of the nearest clip's prompt and seed. With a
-    single one there is no margin: the distance to another scene says nothing about variants of this one.
+    Candidates are variants with a clip nearer than SCENE_DISTANCE, or of the nearest clip's prompt and seed. Only those
+    of its settings as well are held against each other. With a single one there is no margin: the distance to another
+    scene says nothing about variants of this one.
     """
     if query.is_blank:
         return _NOTHING
@@ -195,9 +215,11 @@ class _Nearest:
     """The nearest clip so far, and the nearest of each variant among those of its scene."""
 
     def __init__(self) -> None:
-        self._first: tuple[float, str, Variant] | None = None
+        self._first: tuple[float, bool, str, Variant] | None = None
         self.scene: str | None = None
+        self._setting: Setting | None = None
         self._best: dict[Variant, tuple[float, str]] = {}
+        self._fair: dict[tuple[Setting | None, Variant], float] = {}
 
     @property
     def distance(self) -> float | None:
@@ -209,10 +231,11 @@ class _Nearest:
         if not some:
             return
         for one, distance in zip(some, distances(query, [one.signature for one in some]).tolist(), strict=True):
-            found = (distance, one.clip, one.variant)
-            # By name where distances are equal, so that the answer does not depend on the order of reading.
+            # Where distances are equal, as of several files with the same frames, a clip of known settings goes first,
+            # and then the name decides, so that the answer does not depend on the order of reading.
+            found = (distance, one.setting is None, one.clip, one.variant)
             if self._first is None or found < self._first:
-                self._first, self.scene = found, one.scene
+                self._first, self.scene, self._setting = found, one.scene, one.setting
             if distance < SCENE_DISTANCE:
                 self._keep(one, distance)
 
@@ -227,12 +250,21 @@ class _Nearest:
         """What was found, with margins; a clip nearer than SCENE_DISTANCE is among it."""
         assert self._first is not None
         first = self._first[0]
+
+        def margin(distance: float | None) -> float | None:
+            return None if distance is None else max(distance, _FLOOR) / max(first, _FLOOR)
+
+        fair = {who: far for (what, who), far in self._fair.items() if what is not None and what == self._setting}
         candidates = tuple(
-            Candidate(variant, clip, distance, max(distance, _FLOOR) / max(first, _FLOOR))
+            Candidate(variant, clip, distance, max(distance, _FLOOR) / max(first, _FLOOR), margin(fair.get(variant)))
             for (distance, clip), variant in sorted((found, variant) for variant, found in self._best.items())
         )
-        return Match(first, first, candidates, candidates[1].margin if len(candidates) > 1 else None)
+        second = sorted(fair.values())[1] if len(fair) > 1 else None
+        nearest = candidates[1].margin if len(candidates) > 1 else None
+        return Match(first, first, candidates, nearest, margin(second), self._setting)
 
     def _keep(self, one: KnownSignature, distance: float) -> None:
         found = (distance, one.clip)
         self._best[one.variant] = min(self._best.get(one.variant, found), found)
+        key = (one.setting, one.variant)
+        self._fair[key] = min(self._fair.get(key, distance), distance)

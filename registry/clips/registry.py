@@ -9,11 +9,11 @@ from hfq.registry.database import Database
 from hfq.registry.lookup import resolve
 from hfq.schema.errors import HfqError
 
-from .clip_document import ClipDocument, Variant
+from .clip_document import ClipDocument, Objection, Variant
 from .evidence import gather_evidence
 from .ladder import Audit, judge
-from .store import RecordedClip, RegisteredClips, record_clip, refuse_contradicted
-from .stream import open_clip
+from .objections import own_objections, refuse_objections
+from .store import RecordedClip, RegisteredClips, find_objections, record_clip
 
 __all__ = ["ClipRegistry"]
 
@@ -31,7 +31,7 @@ class ClipRegistry:
         manifest: bytes | None = None,
         signed: bool = False,
     ) -> RecordedClip:
-        """Remember a clip and what made it. Twice is the same row.
+        """Remember a clip and what made it. Twice is the same row, which may learn what was not known before.
 
         Args:
             clip: an MP4, MOV or Matroska file; read once.
@@ -41,6 +41,7 @@ class ClipRegistry:
 
         Raises:
             UnknownIdError: the delta is not registered.
+            ContradictedClaimError: the file is registered as this variant's with another prompt, seed or setting.
             NotAClipError, ClipStreamError: no clip, or one that does not decode.
         """
         if document.delta is not None:
@@ -50,17 +51,36 @@ class ClipRegistry:
         with self.database.writing() as session:
             return record_clip(session, evidence, document, name=Path(clip).name, manifest=manifest, signed=signed)
 
-    def refuse_contradicted(self, clip: str | os.PathLike[str], document: ClipDocument) -> None:
-        """Check that nothing contradicts what somebody says of a clip: its frames are not registered as another's.
+    def objections(self, clip: str | os.PathLike[str], variant: Variant) -> tuple[Objection, ...]:
+        """What speaks against a clip being made by `variant`: its tag or its manifests name another one, or its file or
+        frames are registered as others' alone.
 
         Raises:
-            ContradictedClaimError
             NotAClipError, ClipStreamError: no clip, or one that does not decode.
+            MissingDependencyError: it has manifests, and c2pa-python is not installed.
         """
-        with open_clip(clip) as opened:
-            digest = opened.stream_facts().digest
+        evidence = gather_evidence(clip)
+        if evidence.manifest_error is not None:
+            raise evidence.manifest_error
         with self.database.reading() as session:
-            refuse_contradicted(session, clip, digest, document.variant)
+            return (*own_objections(evidence.statements, variant), *find_objections(session, evidence, variant))
+
+    def refuse_contradicted(self, clip: str | os.PathLike[str], document: ClipDocument) -> None:
+        """Check that nothing speaks against what somebody says of a clip but what `document.despite` lists.
+
+        Raises:
+            ContradictedClaimError, and what `objections` raises.
+        """
+        refuse_objections(self.objections(clip, document.variant), document, clip)
+
+    def check_writable(self) -> None:
+        """Find now, before hours of work, what would keep a clip from being recorded: a registry of another revision,
+        or one that cannot be written. Nothing is written; where there is no registry yet, none is made.
+
+        Raises:
+            RegistryVersionError, RegistryReadOnlyError, NotARegistryError, RegistryBusyError
+        """
+        self.database.check_writable()
 
     def variants_of_file(self, sha256: str) -> frozenset[Variant]:
         """What made a clip whose file has this SHA-256 (64 hex digits); empty when no such file is registered."""

@@ -20,7 +20,7 @@ from hfq.schema.errors import MalformedFileError
 
 from .stream import Luma, luma_of
 
-__all__ = ["FRAMES", "GRID", "SIGNATURE_BYTES", "Signature", "SignatureMaker", "Vector", "distances"]
+__all__ = ["BLANK_SIGNATURE", "FRAMES", "GRID", "SIGNATURE_BYTES", "Signature", "SignatureMaker", "Vector", "distances"]
 
 FRAMES: Final = 8
 GRID: Final = 16
@@ -61,6 +61,10 @@ class Signature:
         return float(distances(self, [other])[0])
 
 
+BLANK_SIGNATURE: Final = Signature(bytes(SIGNATURE_BYTES))
+"""Of a clip without anything to compare."""
+
+
 def distances(query: Signature, others: Sequence[Signature]) -> Vector:
     """One minus the cosine to each, float64 [n], 0 to 2; 1 where either is blank.
 
@@ -97,7 +101,7 @@ class SignatureMaker:
         centred = chosen.astype(np.float64) - float(chosen.mean(dtype=np.float64))
         peak = float(np.abs(centred).max())
         if float(centred.std()) < _FLAT_SIGMA:
-            return Signature(bytes(SIGNATURE_BYTES))
+            return BLANK_SIGNATURE
         return Signature(np.rint(centred * (32767 / peak)).astype("<i2").tobytes())
 
     def _weights_of(self, extent: int) -> npt.NDArray[np.float32]:

@@ -11,27 +11,30 @@ from sqlalchemy.orm import Session
 
 from hfq.registry.events import record_event, utc_now
 from hfq.registry.models import Base, Clip, ClipSignature, ClipSketch, Delta
-from hfq.schema.errors import ContradictedClaimError, RegistryDamagedError
+from hfq.schema.errors import HfqError, RegistryDamagedError
 
-from .clip_document import ClipDocument, Variant
+from .clip_document import ClipDocument, Objection, Variant, merge_documents, parse_clip_document
 from .evidence import Evidence
 from .ladder import KnownClip
 from .match import KnownSignature, Match, match_shortlisted
 from .signature import Signature
 from .sketch import sketch_of
 
-__all__ = ["RecordedClip", "RegisteredClips", "record_clip", "refuse_contradicted"]
+__all__ = ["RecordedClip", "RegisteredClips", "find_objections", "record_clip"]
 
 _BATCH: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedClip:
-    """What recording did. A file that was known under the same variant keeps its row."""
+    """What recording did. A file that was known under the same variant keeps its row; `is_amended` when that row now
+    says something that was not known before.
+    """
 
     file_sha256: str
     variant: Variant
     is_new: bool
+    is_amended: bool = False
 
 
 def record_clip(
@@ -47,29 +50,41 @@ def record_clip(
 
     Args:
         evidence: gathered from the file.
-        document: which variant made it, and how; stored as it is, with the prompt only when it holds one.
+        document: which variant made it, and how; stored as it is, with the prompt only when it holds one. Of a known
+            file it may say what was not known, and nothing else.
         name: of the file, for people.
         manifest: the signed manifests' bytes, which outlive the file's own when somebody re-encodes it.
         signed: whether a manifest was made, or found trusted, now.
+
+    Raises:
+        ContradictedClaimError: the same file of the same variant is registered with another prompt, seed or setting.
     """
     variant = document.variant
     known = session.scalar(
-        sa.select(Clip.key).where(Clip.file_sha256 == evidence.file_sha256, Clip.variant_id == variant.id)
+        sa.select(Clip).where(Clip.file_sha256 == evidence.file_sha256, Clip.variant_id == variant.id)
     )
     if known is not None:
-        return RecordedClip(evidence.file_sha256, variant, is_new=False)
+        amended = _amend(known, document, manifest, signed=signed)
+        if amended:
+            record_event(
+                session, "clip-amended", document.delta, file=evidence.file_sha256, variant=str(variant),
+                what=", ".join(amended),
+            )  # fmt: skip
+        return RecordedClip(evidence.file_sha256, variant, is_new=False, is_amended=bool(amended))
     row = Clip(
         file_sha256=evidence.file_sha256,
         stream_sha256=evidence.stream.digest,
         variant_kind=variant.kind,
         variant_id=variant.id,
         scene=document.scene,
+        settings_sha256=document.settings_sha256,
         name=name[:1000],
         container=evidence.container,
         size_bytes=evidence.size_bytes,
         frames=evidence.stream.frames,
         width=evidence.stream.width,
         height=evidence.stream.height,
+        blank=evidence.is_blank,
         document=document.to_bytes().decode(),
         manifest=manifest,
         signed=signed,
@@ -79,24 +94,42 @@ def record_clip(
     session.flush()
     session.add(ClipSignature(clip_key=row.key, data=evidence.signature.data))
     session.add(ClipSketch(clip_key=row.key, data=sketch_of(evidence.signature)))
-    record_event(session, "clip", document.delta, file=evidence.file_sha256, variant=str(variant))
+    despite = {"despite": "; ".join(map(str, document.despite))} if document.despite else {}
+    record_event(session, "clip", document.delta, file=evidence.file_sha256, variant=str(variant), **despite)
+    for other in sorted({one.variant for one in document.despite if one.variant is not None}):
+        if other.kind == "delta":
+            record_event(session, "clip-stamped-as-another", other.id, file=evidence.file_sha256, variant=str(variant))
     return RecordedClip(evidence.file_sha256, variant, is_new=True)
 
 
-def refuse_contradicted(session: Session, clip: object, stream_sha256: str, said: Variant) -> None:
-    """Check that frames are not registered as another variant's alone.
+def _amend(row: Clip, document: ClipDocument, manifest: bytes | None, *, signed: bool) -> tuple[str, ...]:
+    """Add to a row what it did not know, and return the names of that."""
+    old = parse_clip_document(row.document.encode(), f"clip {row.file_sha256[:12]}")
+    merged = merge_documents(old, document, f"clip {row.file_sha256[:12]} of {document.variant}")
+    amended = []
+    if merged != old:
+        row.document, row.scene, row.settings_sha256 = merged.to_bytes().decode(), merged.scene, merged.settings_sha256
+        amended.append("document")
+    if manifest is not None and row.manifest is None:
+        row.manifest = manifest
+        amended.append("manifest")
+    if signed and not row.signed and row.manifest is not None:
+        row.signed = True
+        amended.append("signed")
+    return tuple(amended)
 
-    Raises:
-        ContradictedClaimError
-    """
-    known = {entry.variant for entry in RegisteredClips(session).by_stream(stream_sha256)}
-    if known and said not in known:
-        registered = " or ".join(sorted(map(str, known)))
-        raise ContradictedClaimError(
-            f"these frames are registered as {registered}, you said {said}",
-            where=clip,
-            todo="`hfq audit CLIP` shows the evidence",
-        )
+
+def find_objections(session: Session, evidence: Evidence, said: Variant) -> tuple[Objection, ...]:
+    """Where the registry knows a clip's file or frames, and as other variants' alone. Blank frames object to nobody."""
+    if evidence.is_blank:
+        return ()
+    known, found = RegisteredClips(session), []
+    clips = {"file": known.by_file(evidence.file_sha256), "stream": known.by_stream(evidence.stream.digest)}
+    for name, entries in clips.items():
+        variants = {variant for entry in entries for variant in (entry.variant, *entry.despite)}
+        if said not in variants:
+            found += [Objection(name, variant) for variant in sorted(variants)]
+    return tuple(found)
 
 
 class RegisteredClips:
@@ -155,23 +188,38 @@ class RegisteredClips:
         return self._signatures(Clip.key.in_(keys))
 
     def of_scene(self, scene: str) -> Iterator[KnownSignature]:
-        """The clips of this prompt and seed; see `ClipDocument.scene`."""
+        """The clips of this prompt and seed, whatever their settings; see `ClipDocument.scene`."""
         return self._signatures(Clip.scene == scene)
 
     def _signatures(self, condition: sa.ColumnElement[bool]) -> Iterator[KnownSignature]:
+        columns = (Clip.file_sha256, Clip.variant_kind, Clip.variant_id, Clip.scene, Clip.settings_sha256)
         query = (
-            sa.select(Clip.file_sha256, Clip.variant_kind, Clip.variant_id, Clip.scene, ClipSignature.data)
+            sa.select(*columns, ClipSignature.data)
             .join(ClipSignature, ClipSignature.clip_key == Clip.key)
             .where(condition)
             .execution_options(yield_per=_BATCH)
         )
-        for sha256, kind, variant_id, scene, data in self._session.execute(query):
-            yield KnownSignature(sha256, Variant(kind, variant_id), scene, Signature(data))
+        for sha256, kind, variant_id, scene, settings, data in self._session.execute(query):
+            yield KnownSignature(sha256, Variant(kind, variant_id), scene, Signature(data), settings)
 
     def _clips(self, condition: sa.ColumnElement[bool]) -> tuple[KnownClip, ...]:
-        query = sa.select(Clip.file_sha256, Clip.variant_kind, Clip.variant_id, Clip.signed)
+        query = sa.select(Clip.file_sha256, Clip.variant_kind, Clip.variant_id, Clip.signed, Clip.document)
         rows = self._session.execute(query.where(condition).order_by(Clip.key))
-        return tuple(KnownClip(sha256, Variant(kind, variant_id), signed) for sha256, kind, variant_id, signed in rows)
+        return tuple(
+            KnownClip(sha256, Variant(kind, variant_id), signed, _despite(document))
+            for sha256, kind, variant_id, signed, document in rows
+        )
 
     def _exists(self, query: sa.Select[Any]) -> bool:
         return self._session.execute(query.limit(1)).first() is not None
+
+
+def _despite(document: str) -> tuple[Variant, ...]:
+    """Other variants that a stored document speaks of; `hfq db check` names one that cannot be read."""
+    if '"despite"' not in document:
+        return ()
+    try:
+        found = parse_clip_document(document.encode(), "a registered clip").despite
+    except HfqError:
+        return ()
+    return tuple(dict.fromkeys(one.variant for one in found if one.variant is not None))

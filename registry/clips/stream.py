@@ -116,6 +116,11 @@ def _rows(frame: Any, index: int, plane: Any) -> npt.NDArray[np.uint8]:
     return lines[:, :samples]
 
 
+def planes_of(frame: Any) -> Iterator[npt.NDArray[np.uint8]]:
+    """The planes of an `av.VideoFrame` without padding, uint8 [rows, bytes per row]."""
+    return (_rows(frame, index, plane) for index, plane in enumerate(frame.planes))
+
+
 def luma_of(frame: Any) -> Luma:
     """The luma plane of an `av.VideoFrame`, uint8 [height, width]; 8-bit planes as they are."""
     if frame.format.name not in ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "gray"):

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from hfq.schema.errors import RemuxError, UsageError
+from hfq.schema.errors import MalformedFileError, RemuxError, UsageError
 
+from . import matroska_comment, mp4_comment
 from .clip_document import ClipDocument, parse_clip_document
+from .container_facts import Facts, container_facts, require_same
+from .edits import PREVIOUS_COMMENT, Edit, write_edited
+from .manifest import C2PA_UUID
 from .output import new_file
-from .stream import Clip, StreamFacts, open_clip, require_av
+from .stream import Clip, StreamFacts, open_clip
 
-__all__ = ["SUFFIXES", "TaggedClip", "check_suffix", "read_tag", "write_tag"]
+__all__ = ["SUFFIXES", "TaggedClip", "check_suffix", "read_earlier_tags", "read_tag", "write_tag"]
 
 SUFFIXES: Final = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska"}
 """What an output may be called, and the container of its input: the container is never changed."""
-
-_COPIED: Final = ("video", "audio", "subtitle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,12 @@ class TaggedClip:
     Attributes:
         path: the copy.
         stream: facts of its decoded video stream, equal to those of the input.
-        dropped: kinds of streams that were not copied, such as "data" (time codes, chapters as a track).
-        replaced: the comment that the input had, None when it had none.
+        previous: comments that the input had, by the names of the tags that hold them in the copy.
     """
 
     path: Path
     stream: StreamFacts
-    dropped: tuple[str, ...]
-    replaced: str | None
+    previous: Mapping[str, str]
 
 
 def read_tag(clip: Clip) -> ClipDocument | None:
@@ -55,35 +55,84 @@ def read_tag(clip: Clip) -> ClipDocument | None:
     return parse_clip_document(comment.encode("utf-8", "replace"), f"{clip.path}: comment tag")
 
 
+def read_earlier_tags(clip: Clip) -> tuple[ClipDocument, ...]:
+    """Documents in comments that were there before the present one, as `write_tag` keeps them; what is none is skipped.
+
+    Raises:
+        NotAClipError, MissingDependencyError
+    """
+    found = []
+    for name, text in clip.tags().items():
+        if name.startswith(PREVIOUS_COMMENT) and "hfq.clip/" in text[:100_000]:
+            with contextlib.suppress(MalformedFileError):
+                found.append(parse_clip_document(text.encode("utf-8", "replace"), f"{clip.path}: tag {name}"))
+    return tuple(found)
+
+
 def write_tag(source: str | os.PathLike[str], out: str | os.PathLike[str], document: ClipDocument) -> TaggedClip:
-    """Copy a clip's packets into a new file of the same container with `document` as its comment. Nothing is
-    re-encoded: packets and decoded stream are compared before the file gets its name. A signed manifest
-    in the input is left behind.
+    """Copy a clip with `document` as its comment. Only the bytes that hold tags and positions are written anew: streams
+    of whatever kind, their marks and times, tags, chapters and attachments are in the copy as they were, and so is a
+    comment of another program, under another name. What FFmpeg reads of both files, and the decoded frames, are
+    compared before the copy gets its name. A signed manifest of the input, which could not hold for the copy, is left
+    out.
 
     Raises:
         OutputExistsError, UsageError: the output is there, or its suffix means another container.
         TooLargeError: a document over its limit.
-        RemuxError: FFmpeg cannot write the packets, or the copy has other packets or decodes to other frames.
+        RemuxError: a file whose comment cannot be changed without changing something else, with its name.
         and what `open_clip` and `Clip.frames` raise.
     """
-    data, target = document.to_bytes(), Path(out)
+    text, target = document.to_bytes().decode(), Path(out)
     with open_clip(source) as clip:
         check_suffix(clip, target)
         with new_file(target) as temporary:
-            before, packets = clip.stream_facts(), _packet_digests(clip)
-            dropped, replaced = _remux(clip, temporary, target.suffix.lower(), data.decode())
+            before, facts = clip.stream_facts(), container_facts(clip)
+            with clip.rewound() as file:
+                write_edited(file, clip.size_bytes, temporary, _edits(clip, text))
             with open_clip(temporary) as copy:
-                after = copy.stream_facts()
-                same = after == before and read_tag(copy) == document and _packet_digests(copy) == packets
-            if not same:
-                raise RemuxError(
-                    "the copy is not the same clip",
-                    where=clip.path,
-                    expected=f"{before.frames} frames, digest {before.digest[:12]}…",
-                    found=f"{after.frames} frames, digest {after.digest[:12]}…",
-                    todo="convert the clip to a plain MP4 first (ffmpeg -i CLIP -c copy OUT.mp4)",
+                tags, previous = copy.tags(), _previous(clip, copy)
+                # FFmpeg shows a comment of a language twice: as `comment` and, for example, as `comment-eng`.
+                kept = {
+                    name
+                    for name, text in clip.tags().items()
+                    if name.startswith("comment-") and text in previous.values()
+                }
+                require_same(
+                    _without(facts, {"comment", *kept}),
+                    _without(container_facts(copy), {"comment", *previous}),
+                    clip.path,
                 )
-    return TaggedClip(target, after, dropped, replaced)
+                after = copy.stream_facts()
+                if tags.get("comment") != text or after != before:
+                    raise RemuxError(
+                        "the copy is not the same clip with another comment",
+                        where=clip.path,
+                        expected=f"{before.frames} frames, digest {before.digest[:12]}…",
+                        found=f"{after.frames} frames, digest {after.digest[:12]}…, "
+                        f"{'another' if 'comment' in tags else 'no'} comment",
+                        todo="convert the clip to a plain MP4 first (ffmpeg -i CLIP -c copy OUT.mp4)",
+                    )
+    return TaggedClip(target, after, previous)
+
+
+def _edits(clip: Clip, comment: str) -> list[Edit]:
+    with clip.rewound() as file:
+        if clip.container == "matroska":
+            return matroska_comment.comment_edits(file, clip.size_bytes, comment, where=clip.path)
+        return mp4_comment.comment_edits(
+            file, clip.size_bytes, comment, is_quicktime=clip.container == "mov", drop=(C2PA_UUID,), where=clip.path
+        )
+
+
+def _previous(clip: Clip, copy: Clip) -> dict[str, str]:
+    before = clip.tags()
+    return {
+        name: text for name, text in copy.tags().items() if name.startswith(PREVIOUS_COMMENT) and name not in before
+    }
+
+
+def _without(facts: Facts, tags: set[str]) -> Facts:
+    return {name: value for name, value in facts.items() if name.lower() not in {f"tag {tag}" for tag in tags}}
 
 
 def check_suffix(clip: Clip, target: Path) -> None:
@@ -100,49 +149,3 @@ def check_suffix(clip: Clip, target: Path) -> None:
             expected=" or ".join(wanted),
             found=target.suffix or "no suffix",
         )
-
-
-def _remux(clip: Clip, out: Path, suffix: str, comment: str) -> tuple[tuple[str, ...], str | None]:
-    """Returns the kinds of streams that were dropped, and the comment that was replaced."""
-    av = require_av()
-    muxer = {".mov": "mov", ".mkv": "matroska", ".webm": "webm"}.get(suffix, "mp4")
-    with clip.demuxer() as source:
-        try:
-            with av.open(str(out), "w", format=muxer) as target:
-                replaced = _copy_tags(source.metadata, target.metadata, comment)
-                copies = {s.index: target.add_stream_from_template(s) for s in source.streams if s.type in _COPIED}
-                for packet in _packets(source):
-                    if packet.stream_index in copies:
-                        packet.stream = copies[packet.stream_index]
-                        target.mux(packet)
-        except (av.FFmpegError, ValueError) as error:
-            raise RemuxError("the packets cannot be copied", where=clip.path, found=error) from None
-        return tuple(s.type for s in source.streams if s.index not in copies), replaced
-
-
-def _packets(source: Any) -> Iterator[Any]:
-    for packet in source.demux():
-        if packet.size:  # PyAV ends every stream with an empty packet
-            yield packet
-
-
-def _packet_digests(clip: Clip) -> list[str]:
-    """SHA-256 over the packets of each stream that can be copied, each after its size."""
-    with clip.demuxer() as container:
-        digests = {stream.index: hashlib.sha256() for stream in container.streams if stream.type in _COPIED}
-        for packet in _packets(container):
-            if packet.stream_index in digests:
-                digests[packet.stream_index].update(packet.size.to_bytes(8, "little"))
-                digests[packet.stream_index].update(packet)
-        return [digest.hexdigest() for digest in digests.values()]
-
-
-def _copy_tags(found: dict[str, str], target: dict[str, str], comment: str) -> str | None:
-    replaced = None
-    for name, value in found.items():
-        if name.lower() == "comment":
-            replaced = value
-        elif name.lower() not in ("major_brand", "minor_version", "compatible_brands", "encoder"):
-            target[name] = value
-    target["comment"] = comment
-    return replaced

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,39 @@ def test_a_registry_vouches_for_clips_and_a_resumed_run_says_what_is_true(
         (True, True, True),
         (False, True, True),
     ]
+
+
+def test_a_clip_that_a_killed_run_did_not_record_is_recorded_as_it_was_signed(
+    prompts: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfq.registry.clips.registry import ClipRegistry
+
+    with hfq.open_checkpoint(tiny_weights) as base, hfq.quantize(base, "rtn-hif8", out=tmp_path / "delta") as delta:
+        delta_id = hfq.open_registry().register(delta.path)
+    assert run(["keys", "init"]) == 0
+    out = tmp_path / "clips"
+    arguments = ("--delta", delta_id, "--prompts", prompts, "--steps", 2, "-o", out)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipRegistry, "record_clip", killed)
+        assert generate(*arguments) == 130
+    assert hfq.open_registry().status().counts["clips"] == 0
+    whole = tmp_path / "whole"
+    assert generate(*arguments, "--resume") == 0
+    assert generate(*arguments[:-1], whole) == 0
+    with closing(sqlite3.connect(tmp_path / "registry.sqlite")) as connection:
+        rows = connection.execute("SELECT name, signed, length(manifest) > 1000 FROM clip ORDER BY key").fetchall()
+    assert rows == [(name, 1, 1) for name in ("001.mp4", "square.mp4")] * 2
+    # A row of a clip that was taken for unsigned learns it as well.
+    with closing(sqlite3.connect(tmp_path / "registry.sqlite")) as connection:
+        connection.execute("UPDATE clip SET signed = 0, manifest = NULL")
+        connection.commit()
+    assert generate(*arguments, "--resume") == 0
+    with closing(sqlite3.connect(tmp_path / "registry.sqlite")) as connection:
+        assert connection.execute("SELECT signed FROM clip ORDER BY key").fetchall() == [(1,), (1,), (0,), (0,)]
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -19,12 +19,19 @@ DELTA_A, DELTA_B, DELTA_C = "a" * 64, "b" * 64, "c" * 64
 A, B, C = Variant("delta", DELTA_A), Variant("delta", DELTA_B), Variant("delta", DELTA_C)
 
 
+SETTINGS = {
+    "width": 160, "height": 96, "frames": 17, "steps": 4, "shift": None, "guidance": 5.5, "negative_prompt": "",
+    "scheduler": "UniPC", "offload": None, "cfg": True,
+}  # fmt: skip
+"""All that decides the frames is known."""
+
+
 def document(delta: str | None = DELTA_A, **changes: Any) -> ClipDocument:
     fields: dict[str, Any] = {
         "base": BASE,
         "prompt_sha256": prompt_sha256("a red circle"),
         "seed": 7,
-        "settings": {"steps": 4, "guidance": 5.5, "size": "160x96", "offload": None, "cfg": True},
+        "settings": SETTINGS,
         "expert_steps": {"high_noise": 1, "low_noise": 3},
     }
     return ClipDocument(delta, **(fields | changes))

@@ -41,7 +41,9 @@ class Shelf:
         return variant in (A, B)
 
     def match(self, signature: Signature) -> Match:
-        known = [KnownSignature(e.file_sha256, d.variant, d.scene, e.signature) for d, e in self.clips]
+        known = [
+            KnownSignature(e.file_sha256, d.variant, d.scene, e.signature, d.settings_sha256) for d, e in self.clips
+        ]
         return match_signature(signature, known)
 
 

@@ -136,8 +136,10 @@ def at(distance: float) -> Signature:
     return Signature(np.rint(vector * 32767).astype("<i2").tobytes())
 
 
-def known_at(*clips: tuple[Variant, float], scene: str | None = None) -> list[KnownSignature]:
-    return [KnownSignature(str(index), variant, scene, at(d)) for index, (variant, d) in enumerate(clips)]
+def known_at(
+    *clips: tuple[Variant, float], scene: str = "prompt:7", settings: str | None = "s"
+) -> list[KnownSignature]:
+    return [KnownSignature(str(index), variant, scene, at(d), settings) for index, (variant, d) in enumerate(clips)]
 
 
 def test_the_margin_decides_between_variants_of_a_scene() -> None:
@@ -160,7 +162,7 @@ def test_clips_of_the_same_variant_are_no_rivals() -> None:
 
 def test_one_variant_of_a_scene_is_never_decided() -> None:
     """The distance to another scene is no margin: any unregistered variant of this one would be called A."""
-    found = match_signature(at(0), known_at((A, 0.001), (B, 0.3)))
+    found = match_signature(at(0), [*known_at((A, 0.001)), *known_at((B, 0.3), scene="another:7")])
     assert [candidate.variant for candidate in found.candidates] == [A]
     assert found.margin is None
     assert not found.is_decided
@@ -171,6 +173,28 @@ def test_the_same_prompt_and_seed_make_a_rival_at_any_distance() -> None:
     assert [candidate.variant for candidate in found.candidates] == [A, B]
     assert found.is_decided
     assert match_signature(at(0), known_at((A, 0.1), (B, 0.3), scene="prompt:7")).candidates == ()
+
+
+def test_only_clips_of_the_same_settings_are_held_against_each_other() -> None:
+    """Another number of steps moves the pictures further than a variant does."""
+    for settings in (None, "other"):
+        found = match_signature(at(0), [*known_at((A, 0.001)), *known_at((B, 0.01), settings=settings)])
+        assert found.margin == pytest.approx(10, rel=0.02)
+        assert (found.fair_margin, found.is_decided) == (None, False)
+        assert [candidate.fair_margin for candidate in found.candidates] == [1.0, None]
+    unknown = match_signature(at(0), known_at((A, 0.001), (B, 0.01), settings=None))
+    assert (unknown.fair_margin, unknown.setting) == (None, None)
+    several = known_at((A, 0.001), (B, 0.002), (B, 0.01), (A, 0.05))
+    assert match_signature(at(0), several).fair_margin == pytest.approx(2, rel=0.05)
+    assert [candidate.fair_margin for candidate in match_signature(at(0), several).candidates] == [
+        pytest.approx(margin, rel=0.05) for margin in (1, 2)
+    ]
+    # Of two files with the same frames the one of known settings speaks, whatever they are called.
+    twice = [*known_at((A, 0.001), settings=None), *known_at((C, 0.5), (A, 0.001), (B, 0.01))]
+    assert match_signature(at(0), twice).fair_margin == pytest.approx(10, rel=0.02)
+    # The nearest clip of a variant may be of other settings; the nearest one of these counts.
+    both = [*known_at((A, 0.001), (B, 0.002)), *known_at((B, 0.0015), settings="other")]
+    assert match_signature(at(0), both).fair_margin == pytest.approx(2, rel=0.05)
 
 
 def test_two_exact_copies_are_undecided() -> None:

@@ -14,7 +14,7 @@ from made_clips import document, reencode, remux, scene, write
 from hfq.registry.clips import tag
 from hfq.registry.clips.clip_document import ClipDocument, prompt_sha256
 from hfq.registry.clips.stream import open_clip
-from hfq.registry.clips.tag import read_tag, write_tag
+from hfq.registry.clips.tag import read_earlier_tags, read_tag, write_tag
 from hfq.schema.errors import ClipDocumentError, OutputExistsError, RemuxError, TooLargeError, UsageError
 
 
@@ -45,7 +45,7 @@ def test_every_packet_is_copied(suffix: str, clip: Path, tmp_path: Path) -> None
     assert source.read_bytes() == before
     assert packets(made.path) == packets(source)
     assert set(packets(made.path)) == {"video", "audio"}
-    assert (made.dropped, made.replaced) == ((), None)
+    assert made.previous == {}
     assert tag_of(made.path) == document()
     with open_clip(made.path) as opened:
         assert opened.stream_facts() == made.stream
@@ -73,10 +73,15 @@ def test_a_comment_that_was_there(clip: Path, tmp_path: Path) -> None:
     holiday = remux(clip, tmp_path / "holiday.mp4", tags={"comment": "my holiday, made with hfq.clip/1?"})
     assert tag_of(holiday) is None
     made = write_tag(holiday, tmp_path / "out.mp4", document())
-    assert made.replaced == "my holiday, made with hfq.clip/1?"
+    assert made.previous == {"hfq_previous_comment": "my holiday, made with hfq.clip/1?"}
     again = write_tag(made.path, tmp_path / "again.mp4", document(None))
-    assert again.replaced == document().to_bytes().decode()
+    assert again.previous == {"hfq_previous_comment_2": document().to_bytes().decode()}
     assert tag_of(again.path) == document(None)
+    with open_clip(again.path) as opened:
+        assert opened.tags().items() >= {**made.previous, **again.previous}.items()
+        assert read_earlier_tags(opened) == (document(),)
+    # The same words again are no earlier comment.
+    assert write_tag(again.path, tmp_path / "same.mp4", document(None)).previous == {}
 
 
 def test_webm(tmp_path: Path) -> None:
@@ -114,19 +119,28 @@ def test_a_document_that_cannot_be_written_makes_no_file(clip: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["video", "audio"])
-def test_a_copy_that_lost_a_packet_is_refused(
+def test_a_copy_in_which_a_packet_differs_is_refused(
     kind: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tag._packets
-    calls: list[Any] = []
+    write = tag.write_edited
 
-    def cut(source: Any) -> list[Any]:
-        calls.append(source)
-        found = list(whole(source))
-        last = max(index for index, packet in enumerate(found) if packet.stream.type == kind)
-        return found[:last] + found[last + 1 :] if len(calls) == 2 else found  # the second pass is the copy
+    def broken(*arguments: Any) -> None:
+        write(*arguments)
+        with av.open(str(arguments[2])) as container:
+            place = [packet.pos for packet in container.demux() if packet.size and packet.stream.type == kind][-1]
+        data = bytearray(arguments[2].read_bytes())
+        data[place + 20] ^= 1
+        arguments[2].write_bytes(data)
 
-    monkeypatch.setattr(tag, "_packets", cut)
-    with pytest.raises(RemuxError):
-        write_tag(remux(clip, tmp_path / "in.mkv"), tmp_path / "out.mkv", document())
-    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+    monkeypatch.setattr(tag, "write_edited", broken)
+    with pytest.raises(RemuxError, match="would not be the same clip; expected stream"):
+        write_tag(remux(clip, tmp_path / "in.mp4"), tmp_path / "out.mp4", document())
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_copy_without_the_comment_is_refused(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as where another box than the one that was written decides what FFmpeg calls the comment."""
+    monkeypatch.setattr(tag, "_edits", lambda clip, comment: [])
+    with pytest.raises(RemuxError, match="no comment"):
+        write_tag(clip, tmp_path / "out.mp4", document())
+    assert list(tmp_path.iterdir()) == []

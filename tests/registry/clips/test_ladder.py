@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_clips import A, B, C, document
+from made_clips import SETTINGS, A, B, C, document
 
 from hfq.registry.clips.clip_document import Variant
 from hfq.registry.clips.evidence import Evidence
 from hfq.registry.clips.ladder import RUNGS, Audit, KnownClip, State, Verdict, judge
 from hfq.registry.clips.manifest import Claim, ManifestReport, Trust
 from hfq.registry.clips.match import KnownSignature, Match, match_signature
-from hfq.registry.clips.signature import Signature
+from hfq.registry.clips.signature import BLANK_SIGNATURE, Signature
 from hfq.registry.clips.stream import StreamFacts
 from hfq.schema.errors import MissingDependencyError, SchemaViolationError
 
@@ -69,13 +69,19 @@ def manifest(
     return ManifestReport(trust, manifests, claims, tuple(failures.split()))
 
 
+def _picture(variant: Variant, distance: float) -> KnownSignature:
+    """A clip of the prompt, seed and settings of `document()`."""
+    made = document(variant.id)
+    return KnownSignature("3", variant, made.scene, at(distance), made.settings_sha256)
+
+
 def shelf(*, file: str = "", stream: str = "", **pictures: float) -> Shelf:
     """Letters name variants; `A=0.004` is a clip of A at that distance."""
     named = {"A": A, "B": B, "C": C}
     return Shelf(
         {"f" * 64: [KnownClip("1", named[letter]) for letter in file]},
         {"5" * 64: [KnownClip("2", named[letter]) for letter in stream]},
-        [KnownSignature("3", named[letter], None, at(distance)) for letter, distance in pictures.items()],
+        [_picture(named[letter], distance) for letter, distance in pictures.items()],
     )
 
 
@@ -89,6 +95,7 @@ def states(audit: Audit) -> list[State]:
 
 NO, YES, HINT = State.ABSENT, State.CONFIRMED, State.HINT
 TAG_A = {"tag": document(A.id)}
+BLANK = {"is_blank": True, "signature": BLANK_SIGNATURE}
 BROKEN_TAG = {"tag_error": SchemaViolationError("no seed")}
 
 
@@ -137,6 +144,27 @@ BROKEN_TAG = {"tag_error": SchemaViolationError("no seed")}
         (TAG_A, shelf(stream="BC"), [NO, NO, State.AMBIGUOUS, HINT, NO], None, 3),
         # Pictures against a name: only where that variant's own clip of the scene lies farther off by the margin.
         (TAG_A, shelf(A=0.016, B=0.004), [NO, NO, NO, HINT, HINT], None, 3),
+        ({"manifest": manifest(A, trust=Trust.UNTRUSTED)}, shelf(A=0.016, B=0.004), [HINT, NO, NO, NO, HINT], None, 3),
+        # They never stand against a signature that is or was valid, nor against an exact rung.
+        ({"manifest": manifest(A)} | TAG_A, shelf(A=0.016, B=0.004), [YES, NO, NO, HINT, HINT], A, 0),
+        ({"manifest": manifest(A, trust=Trust.EXPIRED)}, shelf(A=0.016, B=0.004), [HINT, NO, NO, NO, HINT], None, 5),
+        (TAG_A, shelf(file="A", A=0.016, B=0.004), [NO, YES, NO, HINT, HINT], A, 0),
+        (TAG_A, shelf(stream="A", A=0.016, B=0.004), [NO, NO, YES, HINT, HINT], A, 0),
+        (TAG_A, shelf(stream="AC", A=0.016, B=0.004), [NO, NO, State.AMBIGUOUS, HINT, HINT], None, 5),
+        # Nor against a claim of other settings than those of the registered clips, or of unknown ones.
+        ({"tag": document(A.id, settings=SETTINGS | {"steps": 20})}, shelf(A=0.016, B=0.004),
+         [NO, NO, NO, HINT, HINT], None, 5),
+        ({"tag": document(A.id, settings={"steps": 4})}, shelf(A=0.016, B=0.004), [NO, NO, NO, HINT, HINT], None, 5),
+        ({"tag": document(A.id, expert_steps=None)}, shelf(A=0.016, B=0.004), [NO, NO, NO, HINT, HINT], None, 5),
+        ({"tag": document(A.id, seed=8)}, shelf(A=0.016, B=0.004), [NO, NO, NO, HINT, HINT], None, 5),
+        # A blank clip is nobody's: what is registered of it is a hint and excludes nothing, unless the file itself
+        # says whose it is.
+        (BLANK, shelf(stream="A"), [NO, NO, HINT, NO, NO], None, 5),
+        (BLANK | {"tag": document(B.id)}, shelf(stream="A"), [NO, NO, HINT, HINT, NO], None, 5),
+        (BLANK | {"manifest": manifest(B)}, shelf(stream="A", file="A"), [YES, HINT, HINT, NO, NO], B, 0),
+        (BLANK, shelf(file="A", stream="A"), [NO, HINT, HINT, NO, NO], None, 5),
+        (BLANK | TAG_A, shelf(file="A", stream="AB"), [NO, YES, HINT, HINT, NO], A, 0),
+        (BLANK | TAG_A, shelf(file="AB"), [NO, HINT, NO, HINT, NO], None, 5),
         (TAG_A, shelf(A=0.010, B=0.004), [NO, NO, NO, HINT, HINT], None, 5),
         (TAG_A, shelf(B=0.001, C=0.016), [NO, NO, NO, HINT, HINT], None, 5),
         ({"manifest": manifest(A)}, shelf(B=0.001, C=0.016), [YES, NO, NO, NO, HINT], A, 0),
@@ -148,6 +176,25 @@ def test_verdicts(
     audit = judge(evidence(**found), known)
     assert states(audit) == expected
     assert (audit.variant, audit.exit_code) == (variant, code)
+
+
+def test_frames_that_were_stamped_in_spite_of_a_claim_prove_neither_variant() -> None:
+    """Somebody insisted that A made what says B: the file of that stamp is A's, the frames may be B's."""
+    known = Shelf({"f" * 64: [KnownClip("1", A, despite=(B,))]}, {"5" * 64: [KnownClip("1", A, despite=(B,))]})
+    stamped = judge(evidence(**TAG_A), known)
+    assert (states(stamped), stamped.variant) == ([NO, YES, State.AMBIGUOUS, HINT, NO], A)
+    original = judge(evidence(tag=document(B.id), file_sha256="0" * 64), known)
+    assert (states(original), original.exit_code) == ([NO, NO, State.AMBIGUOUS, HINT, NO], 5)
+    other = judge(evidence(tag=document(C.id), file_sha256="0" * 64), known)
+    assert other.exit_code == 3
+
+
+def test_a_margin_over_clips_of_other_settings_decides_nothing() -> None:
+    made = document(B.id, settings=SETTINGS | {"steps": 20})
+    far = KnownSignature("4", B, made.scene, at(0.016), made.settings_sha256)
+    audit = judge(evidence(), Shelf(pictures=[_picture(A, 0.004), far]))
+    assert (audit.match.is_decided, audit.to_json()["fair_margin"]) == (False, None)
+    assert audit.rungs[4].detail.endswith("margin 4.0, over clips of other or unknown settings: undecided")
 
 
 def test_pictures_alone_are_candidates_with_margins() -> None:
