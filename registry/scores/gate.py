@@ -236,7 +236,7 @@ def _implausible(name: str, gate: Gate, part: Pairs) -> Iterator[Check]:
     ):  # fmt: skip
         for limits, advice in (
             (own, "import them again on the metric's own scale"),
-            (gate.limits, "which the policy takes no clip to be; look at these clips"),
+            (gate.limits, "the policy takes no clip to be there: look at these"),
         ):
             wrong = [] if limits is None else [value for value in values if not is_possible(value, limits)]
             if limits is not None and wrong:
