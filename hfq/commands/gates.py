@@ -168,7 +168,8 @@ def _gate_json(gated: Gated) -> dict[str, Any]:
 
 def _gate_lines(gated: Gated) -> list[str]:
     result = gated.result
-    lines = [f"{display_id(gated.delta_id)} {'passes' if result.passed else 'fails'} {result.workload}"]
+    how = "" if result.confidence is not None else " by means, without a confidence bound"
+    lines = [f"{display_id(gated.delta_id)} {'passes' if result.passed else 'fails'} {result.workload}{how}"]
     lines += [f"  {'pass' if check.passed else 'FAIL'}       {printable(check.text, 400)}" for check in result.checks]
     lines += [f"  note       {printable(line, 400)}" for line in result.notes]
     if result.passed:

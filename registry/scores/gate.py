@@ -146,8 +146,6 @@ def evaluate(policy: Policy, workload: str, evidence: Evidence, *, content_class
             if unknown and not rules.held_out:
                 notes.append(f"{name}: {unknown} videos of unknown prompt, overlap cannot be ruled out")
     checks += _review(rules, evidence.review)
-    if rules.confidence is None:
-        notes.append(f"{rules.name} compares means: nothing here has a confidence bound")
     return GateResult(
         policy.id, rules.name, all(check.passed for check in checks), tuple(checks), tuple(notes), _conditions(rules),
         rules.confidence,

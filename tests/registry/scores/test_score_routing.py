@@ -108,7 +108,8 @@ def test_the_cheapest_accepted_clip_wins_not_the_fastest_clip() -> None:
     # 30 + 0.6 * 100 = 90 against 50 + 0.05 * 100 = 55.
     assert found.variant == "good"
     assert found.reason == (
-        f"{BY_MEANS}, and the cheapest measured: 55 s per accepted clip on H200 {AT_81}, 100 s with the escalation target"
+        f"{BY_MEANS}, and the cheapest measured: 55 s per accepted clip on H200 {AT_81}, 100 s with the escalation "
+        "target"
     )
     assert found.costs["fast"].accepted == pytest.approx(90)
     assert found.notes == ("fast: passes too",)
