@@ -317,7 +317,8 @@ def test_prompts_seen_before_are_found_by_hash() -> None:
 
 def test_a_clip_is_accepted_when_everyone_accepts_it() -> None:
     outcomes = [
-        ReviewOutcome("a b", True), ReviewOutcome("a_b", False), ReviewOutcome("c", True), ReviewOutcome("other", True),
+        ReviewOutcome("a b", True), ReviewOutcome("a_b", False), ReviewOutcome("a b", True), ReviewOutcome("c", True),
+        ReviewOutcome("other", True),
     ]  # fmt: skip
     counts = count_reviews(outcomes, ["a b", "c", "d"])
     assert (counts.clips, counts.reviewed, counts.accepted, counts.by_prompt) == (3, 2, 1, ())

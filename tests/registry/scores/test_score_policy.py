@@ -282,6 +282,7 @@ def test_means_are_compared_where_the_policy_says_so_and_every_line_says_it(rati
     result = evaluate(policy(**MEANS), "drafts", Evidence([share(ratio, 4)]))
     check = next(part for part in result.checks if part.kind == "retained")
     assert (check.found, check.passed, check.basis, result.confidence) == (pytest.approx(ratio), passed, "mean", None)
+    assert result.passed is passed  # four videos and prompts are as many as were asked for
     assert check.text.endswith(f"{ratio:.4f} of the base, 0.95 needed (ours); means of 4 prompts, no confidence bound")
 
 

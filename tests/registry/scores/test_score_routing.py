@@ -90,8 +90,19 @@ def test_without_reviews_the_fallback_rate_is_not_measured() -> None:
         cost = clip_cost([latency(40.0)], BASE, review)
         assert (cost.accepted, cost.worthwhile, cost.missing) == (None, None, ("fallback rate: not measured",))
         assert cost.break_even == pytest.approx(0.6)
-    slower = clip_cost([latency(110.0)], BASE, None)
-    assert slower.worthwhile is False
+    for seconds in (100.0, 110.0):
+        assert clip_cost([latency(seconds)], BASE, None).worthwhile is False
+
+
+def test_as_dear_as_the_target_is_not_worth_its_while() -> None:
+    found = route(DRAFTS, [candidate("a", 50.0, 50)], BASE)
+    assert (found.costs["a"].accepted, found.costs["a"].worthwhile, found.variant) == (100.0, False, None)
+
+
+def test_what_was_measured_again_was_measured_last() -> None:
+    again = [latency(50.0), latency(10.0, frames=17), latency(45.0)]
+    found = clip_costs(again, [*BASE, latency(20.0, frames=17)], None)
+    assert [cost.clip for cost in found] == [10.0, 45.0]
 
 
 def test_the_last_comparable_latency_counts_and_the_seed_does_not_matter() -> None:
