@@ -49,7 +49,7 @@ def test_copied_clips_are_named_where_they_can_be_told(
     score(registry, base, [0.9] * 24, name="temporal_flicker", suite="hfq")
     (reason,) = registry.gate(policy("temporal_flicker", "hfq"), "drafts", who).result.reasons
     assert reason.startswith("hfq temporal_flicker: 2 of 24 clips have exactly the reference's pixels")
-    assert ("(video 0, video 1)" in reason) is named
+    assert ("(video" in reason) is named
 
 
 def test_reviews_of_clips_of_one_prompt_count_once(registry: Registry, tmp_path: Path) -> None:
