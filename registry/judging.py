@@ -5,7 +5,8 @@ What counts and what it means is decided in `scores/`; here the rows are brought
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,13 +28,14 @@ from .score_store import (
     read_scores,
     scored_deltas,
 )
-from .scores.gate import Evidence, GateResult, evaluate
+from .scores.gate import Copied, Evidence, GateResult, evaluate
 from .scores.origin import ClipOrigin
 from .scores.paired import Comparison, Pairs, compare, pair_scores
 from .scores.policy import Policy, Workload
+from .scores.ranges import LIMITS
 from .scores.routing import Candidate, Route, route
 from .scores.settings import SettingDifference, compare_settings, sort_differences
-from .scores.values import Measurement, MetricScores, ReviewCounts, count_reviews, set_labels, set_name
+from .scores.values import MetricScores, ReviewCounts, count_reviews, set_labels, set_name
 from .text import display_id
 
 __all__ = [
@@ -96,13 +98,18 @@ class Gated:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A route, and the deltas on the base that have no score a gate of the workload could use."""
+    """A route, and the deltas on the base that have no score a gate of the workload could use.
+
+    `variant_id`: the delta that serves; None for the base. `target_id`: what the policy escalates to, likewise.
+    """
 
     base_id: str
     workload: Workload
     route: Route
     gates: dict[str, Gated]
     unscored: tuple[str, ...]
+    variant_id: str | None
+    target_id: str | None
 
 
 def find_base(session: Session, text: str | None) -> str:
@@ -258,24 +265,54 @@ def _judge(
         for one in scores
     }
     stems = dict.fromkeys(video.stem for one in scores for video in one.scores.videos)
+    prompts = {video.stem: video.group for one in scores for video in one.scores.videos if video.prompt_sha256}
     outcomes = read_reviews(session, delta_id)
-    review = count_reviews(outcomes, stems) if outcomes else None
-    evidence = Evidence(paired.pairs, paired.differences(), seen.all, review)
+    review = count_reviews(outcomes, stems, prompts) if outcomes else None
+    evidence = Evidence(
+        paired.pairs,
+        paired.differences(),
+        seen.all,
+        review,
+        copied=_copied(session, delta_id, scores, labels),
+        selection_known=seen.selection is not None,
+    )
     result = evaluate(policy, workload, evidence, content_class=content_class)
-    if seen.selection is None and policy.workload(workload).held_out:
-        notes.append("selection prompts not known: overlap with them cannot be ruled out")
     noted = replace(result, notes=(*result.notes, *notes))
     return Gated(delta_id, base_id, noted, overlap, paired.origin_lines()), review
 
 
+def _copied(
+    session: Session, delta_id: str, scores: Sequence[StoredScore], labels: Mapping[str | None, str]
+) -> list[Copied]:
+    """Measured clips of a delta that are its base's over again; metrics of the same clips are named together."""
+    kinds: dict[tuple[ClipOrigin, str | None], list[str]] = {}
+    for one in scores:
+        if one.origin is not None and one.origin.identical:
+            kinds.setdefault((one.origin, one.scores.prompt_set), []).append(_name(one.scores))
+    if not kinds:
+        return []
+    # Which clips they are is not recorded; those without any difference have the highest PSNR there is.
+    highest = LIMITS["hfq"]["psnr"][1] or math.inf
+    likeness = {one.scores.prompt_set: one.scores for one in read_scores(session, delta_id, [("hfq", "psnr")])}
+    found = []
+    for (origin, prompt_set), names in kinds.items():
+        psnr = likeness.get(prompt_set)
+        equal = [video.stem for video in psnr.videos if video.value >= highest] if psnr else []
+        named = tuple(equal) if len(equal) == origin.identical else ()
+        label = f"{', '.join(names)}{labels[prompt_set]}"
+        found.append(Copied(label, origin.clips, origin.identical, origin.clips - origin.registered, named))
+    return found
+
+
 def route_base(session: Session, policy: Policy, workload: str, base_id: str, demand: Demand) -> Routed:
-    """The cheapest delta on a base that passes a workload, or the base.
+    """The cheapest delta on a base that passes a workload, or what the policy escalates to.
 
     Raises:
         UnknownWorkloadError
-        UnknownIdError: the policy escalates to an alias that is not set.
+        UnknownIdError: the policy escalates to an alias that is not set, or that is set to a delta of another base.
     """
     rules = policy.workload(workload)
+    target_id = _target(session, rules, base_id)
     on_base = session.scalars(sa.select(Delta.id).join(Base).where(Base.id == base_id).order_by(Delta.id)).all()
     scored = set(scored_deltas(session, base_id, _metrics(rules)))
     gates: dict[str, Gated] = {}
@@ -286,9 +323,14 @@ def route_base(session: Session, policy: Policy, workload: str, base_id: str, de
         measured = read_measurements(session, delta_id)
         bits = _bits(session, delta_id, demand.bits_of) if gated.result.passed else None
         candidates.append(Candidate(display_id(delta_id), gated.result, measured, review, bits))
-    chosen = route(rules, candidates, _escalated(session, rules, base_id), budget=demand.budget)
+    target = None if target_id is None else display_id(target_id)
+    chosen = route(
+        rules, candidates, read_measurements(session, target_id or base_id), budget=demand.budget, target=target
+    )
     unscored = tuple(one for one in on_base if one not in scored)
-    return Routed(base_id, rules, chosen, gates, unscored)
+    ids = {display_id(one): one for one in on_base}
+    variant_id = None if chosen.variant is None else ids[chosen.variant]
+    return Routed(base_id, rules, chosen, gates, unscored, variant_id, target_id)
 
 
 def _bits(session: Session, delta_id: str, bits_of: BitsOf | None) -> float | None:
@@ -297,9 +339,19 @@ def _bits(session: Session, delta_id: str, bits_of: BitsOf | None) -> float | No
     return None if bits_of is None or folder is None else bits_of(folder)
 
 
-def _escalated(session: Session, rules: Workload, base_id: str) -> Sequence[Measurement]:
-    target = base_id if rules.escalate_to == "base" else resolve(session, rules.escalate_to)
-    return read_measurements(session, target)
+def _target(session: Session, rules: Workload, base_id: str) -> str | None:
+    """The delta that the policy escalates to; None for the base."""
+    if rules.escalate_to == "base":
+        return None
+    target = resolve(session, rules.escalate_to)
+    found = _delta(session, target).base.id
+    if found != base_id:
+        raise UnknownIdError(
+            "the policy escalates to a delta of another base", where=f"{rules.name}: {rules.escalate_to}",
+            expected=display_id(base_id, "base"), found=display_id(found, "base"),
+            todo=f"point {rules.escalate_to} at a delta of this base: `hfq alias set`",
+        )  # fmt: skip
+    return target
 
 
 def _metrics(rules: Workload) -> tuple[tuple[str, str], ...]:

@@ -35,7 +35,7 @@ _content_class = click.option(
 @click.option("--anyway", is_flag=True, help="Show the numbers even when the clips were generated differently.")
 @json_option
 def compare_command(first: str, second: str, anyway: bool, as_json: bool) -> None:
-    """Compare two variants video by video: mean of A - B with a 95 % bootstrap interval, in all and by category.
+    """Compare two variants video by video: mean of A - B with a 95 % interval, in all and by category.
 
     A and B are deltas, or a base (base: and digits). Clips that were generated with another guidance, number of steps,
     shift or size, or of which one side alone records it, are no comparison: exit code 2, or with --anyway the numbers
@@ -110,7 +110,7 @@ def _compared_lines(found: Compared, seen: dict[str, Seen | None], alike: bool) 
 
 def _difference(one: Difference) -> str:
     if one.interval is None:
-        interval = "no interval from one prompt"
+        interval = f"no interval ({one.no_interval})"
     else:
         interval = f"{one.interval.level:.0%} interval {one.interval.low:+.4f} to {one.interval.high:+.4f}"
     return (
@@ -156,6 +156,7 @@ def _gate_json(gated: Gated) -> dict[str, Any]:
         "policy": result.policy_id,
         "workload": result.workload,
         "passed": result.passed,
+        "confidence": result.confidence,
         "checks": [asdict(check) for check in result.checks],
         "reasons": list(result.reasons),
         "notes": list(result.notes),
@@ -167,7 +168,8 @@ def _gate_json(gated: Gated) -> dict[str, Any]:
 
 def _gate_lines(gated: Gated) -> list[str]:
     result = gated.result
-    lines = [f"{display_id(gated.delta_id)} {'passes' if result.passed else 'fails'} {result.workload}"]
+    how = "" if result.confidence is not None else " by means, without a confidence bound"
+    lines = [f"{display_id(gated.delta_id)} {'passes' if result.passed else 'fails'} {result.workload}{how}"]
     lines += [f"  {'pass' if check.passed else 'FAIL'}       {printable(check.text, 400)}" for check in result.checks]
     lines += [f"  note       {printable(line, 400)}" for line in result.notes]
     if result.passed:
@@ -192,7 +194,7 @@ def route_command(
     content_class: str | None,
     as_json: bool,
 ) -> None:
-    """Name the variant that serves WORKLOAD: the cheapest that passes its gate, or the base, and why.
+    """Name the variant that serves WORKLOAD: the cheapest that passes its gate, or the escalation target, and why.
 
     Cost per accepted clip: c4 + f c16, with the latency c4 of the variant, c16 of what rejected clips are made again
     with, and the share f that reviewers reject. Below the break-even rate 1 - c4/c16 the variant is worth its while.
@@ -203,11 +205,11 @@ def route_command(
     registry = open_registry()
     where = registry.variant(base, of_base=True)
     routed = registry.route(load_policy(policy_file), workload, where, Demand(budget, content_class, _bits_of))
-    chosen = routed.route.variant
     document = {
         "workload": workload,
         "base": routed.base_id,
-        "variant": None if chosen is None else routed.gates[chosen].delta_id,
+        "variant": routed.variant_id,
+        "escalates_to": {"name": routed.workload.escalate_to, "delta": routed.target_id},
         "reason": routed.route.reason,
         "costs": {routed.gates[name].delta_id: _cost_json(cost) for name, cost in routed.route.costs.items()},
         "notes": list(routed.route.notes),
@@ -234,7 +236,8 @@ def _cost_json(cost: Cost) -> dict[str, Any]:
         "fallback": cost.fallback,
         "accepted_clip_s": cost.accepted,
         "break_even_fallback": cost.break_even,
-        "device": cost.device,
+        "device": None if cost.conditions is None else cost.conditions.device,
+        "settings": None if cost.conditions is None else dict(cost.conditions.settings),
         "missing": list(cost.missing),
     }
 
@@ -249,7 +252,7 @@ def _route_lines(routed: Routed) -> list[str]:
     lines += [f"  note       {printable(line, 1000)}" for line in found.notes]
     if routed.unscored:
         lines.append(f"  note       {_names(routed.unscored)}: no score that {routed.workload.name} asks for")
-    if found.variant is not None:
+    if found.variant in routed.gates and routed.gates[found.variant].result.passed:
         lines += [f"  note       {printable(line, 400)}" for line in routed.gates[found.variant].origins]
         conditions = routed.gates[found.variant].result.conditions
         lines += [f"  condition  {printable(line, 400)}" for line in conditions]
@@ -260,7 +263,7 @@ def _cost_lines(cost: Cost) -> list[str]:
     def show(value: float | None, form: str) -> str:
         return "not measured" if value is None else form.format(value)
 
-    device = f" on {printable(cost.device)}" if cost.device else ""
+    device = f" {printable(cost.conditions, 400)}" if cost.conditions else ""
     return [
         f"    per accepted clip    {show(cost.accepted, '{:.4g} s')}{device}",
         f"    fallback rate        {show(cost.fallback, '{:.1%}')}",

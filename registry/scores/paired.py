@@ -1,7 +1,7 @@
 """Two sets of scores compared video by video: a clip of one variant against the same clip of another.
 
-Intervals are percentile bootstraps over prompts (Efron and Tibshirani 1993, chapters 8 and 13): videos of one prompt
-are drawn together, because their scores move together.
+A prompt counts once, with the mean of its videos, because those move together. Bounds and intervals are those of
+`intervals`: they need the range of the metric and 20 prompts.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import numpy.typing as npt
 
 from hfq.schema.errors import NotComparableError
 
+from .intervals import MIN_PROMPTS, mean_interval, ratio_bound
 from .pairing import match_clips, scene_difference
+from .ranges import Limits, is_possible, limits_of
 from .values import Direction, MetricScores, match_key, set_name
 
 __all__ = ["Comparison", "Difference", "Interval", "Pair", "Pairs", "Retained", "compare", "pair_scores", "retained"]
 
 Floats = npt.NDArray[np.float64]
 
-RESAMPLES: Final = 10_000
 LEVEL: Final = 0.95
-_BLOCK: Final = 1_000_000
-"""Draws held at a time: 8 MB, whatever the number of prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Means of both sides and of `first - second`. No interval from a single prompt."""
+    """Means over prompts of both sides and of `first - second`. `no_interval` says why there is none."""
 
     videos: int
     prompts: int
@@ -72,6 +71,7 @@ class Difference:
     mean_second: float
     mean: float
     interval: Interval | None
+    no_interval: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class Comparison:
 class Retained:
     """How much of the second side's mean the first keeps; above 1 is better in either direction of the metric.
 
-    `lower`: one-sided lower confidence bound. Both are None where the ratio has no meaning: a denominator that is not
-    above 0, no pair, or (for `lower`) a single prompt.
+    `ratio` is None where it has no meaning: no pair, or a denominator that is not above 0. `lower`: one-sided lower
+    confidence bound; `no_bound` says why there is none. `means`: numerator and denominator of the ratio.
     """
 
     videos: int
@@ -97,6 +97,8 @@ class Retained:
     ratio: float | None
     lower: float | None
     confidence: float
+    means: tuple[float, float] | None = None
+    no_bound: str | None = None
 
 
 def pair_scores(first: MetricScores, second: MetricScores) -> Pairs:
@@ -146,71 +148,67 @@ def _others(scores: MetricScores, taken: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted((video.stem for video in scores.videos if video.stem not in taken), key=match_key))
 
 
-def compare(pairs: Pairs, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """Mean of `first - second` with a bootstrap interval, over all pairs and by category."""
+def compare(pairs: Pairs, *, level: float = LEVEL) -> Comparison:
+    """Mean of `first - second` with an interval, over all pairs and by category."""
+    limits = limits_of(pairs.metric_suite, pairs.metric)
     categories = sorted({pair.category for pair in pairs.pairs if pair.category is not None})
     members = {name: [pair for pair in pairs.pairs if pair.category == name] for name in categories}
     return Comparison(
         pairs=pairs,
-        overall=_difference(pairs.pairs, level, resamples, seed),
-        by_category={name: _difference(part, level, resamples, seed) for name, part in members.items()},
+        overall=_difference(pairs.pairs, limits, level),
+        by_category={name: _difference(part, limits, level) for name, part in members.items()},
         uncategorised=sum(pair.category is None for pair in pairs.pairs),
     )
 
 
 def retained(
-    pairs: Sequence[Pair],
-    direction: Direction,
-    *,
-    confidence: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    pairs: Sequence[Pair], direction: Direction, *, limits: Limits | None = None, confidence: float = LEVEL
 ) -> Retained:
-    """Ratio of the means, first / second (second / first where lower is better), and its lower confidence bound."""
-    columns, counts = _by_group(pairs)
+    """Ratio of the means, first / second (second / first where lower is better), and its lower confidence bound.
+
+    Args:
+        limits: lowest and highest value that the metric can have; without both there is no bound.
+    """
+    columns = _by_prompt(pairs)
     if direction == "lower":
         columns = columns[:, ::-1]
-    totals = columns.sum(axis=0)
-    if totals[1] <= 0:
-        return Retained(len(pairs), len(counts), None, None, confidence)
-    ratio = float(totals[0] / totals[1])
-    lower = None
-    if len(counts) > 1:
-        means = _resample(columns, counts, resamples, seed)
-        # A resample without a positive denominator would make any bound a matter of luck.
-        if means[:, 1].min() > 0:
-            lower = float(np.percentile(means[:, 0] / means[:, 1], 100 * (1 - confidence)))
-    return Retained(len(pairs), len(counts), ratio, lower, confidence)
+    prompts = len(columns)
+    if prompts == 0 or columns[:, 1].mean() <= 0:
+        why = "the mean to hold it against is not above 0" if prompts else "no video"
+        return Retained(len(pairs), prompts, None, None, confidence, None, why)
+    first, second = (float(mean) for mean in columns.mean(axis=0))
+    no_bound, lower = _why_none(pairs, prompts, limits), None
+    if no_bound is None and limits is not None and limits[1] is not None:
+        lower = ratio_bound(columns[:, 0], columns[:, 1], (limits[0], limits[1]), confidence)
+        no_bound = "the mean to hold it against may be 0 or less" if lower is None else None
+    return Retained(len(pairs), prompts, first / second, lower, confidence, (first, second), no_bound)
 
 
-def _difference(pairs: Sequence[Pair], level: float, resamples: int, seed: int) -> Difference:
-    columns, counts = _by_group(pairs)
-    first, second = (float(mean) for mean in columns.sum(axis=0) / counts.sum())
-    interval = None
-    if len(counts) > 1:
-        means = _resample(columns[:, :1] - columns[:, 1:], counts, resamples, seed)[:, 0]
-        low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
-        interval = Interval(float(low), float(high), level)
-    return Difference(len(pairs), len(counts), first, second, first - second, interval)
+def _difference(pairs: Sequence[Pair], limits: Limits | None, level: float) -> Difference:
+    columns = _by_prompt(pairs)
+    first, second = (float(mean) for mean in columns.mean(axis=0))
+    no_interval, interval = _why_none(pairs, len(columns), limits), None
+    if no_interval is None and limits is not None and limits[1] is not None:
+        width = limits[1] - limits[0]
+        interval = Interval(*mean_interval(columns[:, 0] - columns[:, 1], (-width, width), level), level)
+    return Difference(len(pairs), len(columns), first, second, first - second, interval, no_interval)
 
 
-def _by_group(pairs: Sequence[Pair]) -> tuple[Floats, Floats]:
-    """Sums [prompts, 2] and numbers of videos [prompts]."""
-    names = sorted({pair.group for pair in pairs})
-    place = {name: index for index, name in enumerate(names)}
-    columns, counts = np.zeros((len(names), 2)), np.zeros(len(names))
+def _why_none(pairs: Sequence[Pair], prompts: int, limits: Limits | None) -> str | None:
+    """Why these pairs have no bound and no interval; None where they have."""
+    if prompts < MIN_PROMPTS:
+        return f"{prompts} prompts, {MIN_PROMPTS} needed"
+    if limits is None or limits[1] is None:
+        return "the range of the metric is not known"
+    if not all(is_possible(value, limits) for pair in pairs for value in (pair.first, pair.second)):
+        return "a value outside the range of the metric"
+    return None
+
+
+def _by_prompt(pairs: Sequence[Pair]) -> Floats:
+    """Means [prompts, 2] over the videos of each prompt."""
+    videos: dict[str, list[tuple[float, float]]] = {}
     for pair in pairs:
-        columns[place[pair.group]] += (pair.first, pair.second)
-        counts[place[pair.group]] += 1
-    return columns, counts
-
-
-def _resample(columns: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
-    """Means [resamples, columns] over prompts drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // len(counts))
-    parts = []
-    for start in range(0, resamples, rows):
-        picks = generator.integers(0, len(counts), (min(rows, resamples - start), len(counts)))
-        parts.append(columns[picks].sum(axis=1) / counts[picks].sum(axis=1)[:, None])
-    return np.concatenate(parts)
+        videos.setdefault(pair.group, []).append((pair.first, pair.second))
+    means = [np.mean(videos[name], axis=0) for name in sorted(videos)]
+    return np.array(means, dtype=np.float64).reshape(-1, 2)

@@ -15,7 +15,9 @@ from hfq.schema.canonical import canonical_json, sha256_hex
 from hfq.schema.documents import parse_json, read_bytes, validate
 from hfq.schema.errors import MalformedFileError, PolicyError, UnknownWorkloadError
 
+from .intervals import MIN_PROMPTS
 from .opens2v import METRICS, NATURAL
+from .ranges import Limits, limits_of, limits_text
 from .vbench import DIMENSIONS
 from .vbench_i2v import I2V_DIMENSIONS
 
@@ -34,18 +36,28 @@ _KNOWN_METRICS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A metric, of any one of the suites, whose retained share must be at least `min_retained` with confidence."""
+    """A metric, of any one of the suites, whose retained share, or the bound of it, must be at least `min_retained`.
+
+    `limits`: what the policy takes the lowest and highest value to be; None for the metric's own range.
+    """
 
     metric: str
     suites: tuple[str, ...]
     min_retained: float
     each_category: bool
     source: str
+    limits: tuple[float, float] | None = None
+
+    def limits_in(self, suite: str) -> Limits | None:
+        """The range of the metric's values in one of the suites; None where nobody knows it."""
+        return self.limits or limits_of(suite, self.metric)
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewRule:
-    """`min_share` of the scored clips have an outcome; `min_accepted` is a lower bound of the accepted share."""
+    """`min_share` of the scored clips have an outcome; `min_accepted` is held against the accepted share, or against
+    the lower bound of it where the workload asks for bounds.
+    """
 
     min_share: float
     min_accepted: float
@@ -53,7 +65,10 @@ class ReviewRule:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One use of the model; the fields are those of the schema, which says what each means."""
+    """One use of the model; the fields are those of the schema, which says what each means.
+
+    `confidence`: of the lower bounds that decide; None where means are compared, without a bound.
+    """
 
     name: str
     suitability: str
@@ -70,6 +85,7 @@ class Workload:
     review_in_use: float
     review: ReviewRule | None
     gates: tuple[Gate, ...]
+    confidence: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,6 @@ class Policy:
     id: str
     name: str
     description: str
-    confidence: float
     workloads: tuple[Workload, ...]
 
     def workload(self, name: str) -> Workload:
@@ -118,8 +133,11 @@ def parse_policy(data: bytes, where: str, *, is_json: bool = False) -> Policy:
     Raises:
         MalformedFileError, SchemaViolationError, UnknownSchemaVersionError, PolicyError
     """
-    document = validate(parse_json(data, where) if is_json else _parse_toml(data, where), "policy", where)
-    workloads = tuple(_workload(entry, f"{where}: {entry['name']}") for entry in document["workload"])
+    parsed = parse_json(data, where) if is_json else _parse_toml(data, where)
+    _refuse_bounds_of_few(parsed, where)
+    document = validate(parsed, "policy", where)
+    confidence = document.get("confidence")
+    workloads = tuple(_workload(entry, confidence, f"{where}: {entry['name']}") for entry in document["workload"])
     names = [workload.name for workload in workloads]
     for name in names:
         if names.count(name) > 1:
@@ -128,7 +146,6 @@ def parse_policy(data: bytes, where: str, *, is_json: bool = False) -> Policy:
         id=sha256_hex(canonical_json(document)),
         name=document["name"],
         description=document.get("description", ""),
-        confidence=float(document["confidence"]),
         workloads=workloads,
     )
 
@@ -157,8 +174,35 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _workload(entry: dict[str, Any], where: str) -> Workload:
-    gates = tuple(_gate(gate, where) for gate in entry["gate"])
+def _refuse_bounds_of_few(document: Any, where: str) -> None:
+    """What the schema refuses as well, in words that say the way out: many policies of earlier releases ask for it.
+
+    Raises:
+        PolicyError
+    """
+    if not isinstance(document, dict) or "confidence" not in document or not isinstance(document.get("workload"), list):
+        return
+    for entry in document["workload"]:
+        prompts = entry.get("min_prompts") if isinstance(entry, dict) else None
+        if isinstance(prompts, int) and prompts < MIN_PROMPTS and entry.get("decide_by", "bound") == "bound":
+            raise PolicyError(
+                "too few prompts for a confidence bound", where=f"{where}: {entry.get('name')}",
+                expected=f"min_prompts of at least {MIN_PROMPTS}", found=prompts,
+                todo='raise min_prompts, or compare means without a bound: decide_by = "mean"',
+            )  # fmt: skip
+
+
+def _workload(entry: dict[str, Any], confidence: float | None, where: str) -> Workload:
+    if entry.get("decide_by") == "mean":
+        confidence = None
+    gates = tuple(_gate(gate, confidence, where) for gate in entry["gate"])
+    in_categories = confidence is not None and any(gate.each_category for gate in gates)
+    if in_categories and entry["min_category_videos"] < MIN_PROMPTS:
+        raise PolicyError(
+            "too few videos for a confidence bound in each category", where=where,
+            expected=f"min_category_videos of at least {MIN_PROMPTS}", found=entry["min_category_videos"],
+            todo='raise min_category_videos, or compare means without a bound: decide_by = "mean"',
+        )  # fmt: skip
     categories = tuple(entry["required_categories"])
     if len({(gate.metric, gate.suites) for gate in gates}) != len(gates):
         raise PolicyError("a gate twice", where=where)
@@ -181,10 +225,11 @@ def _workload(entry: dict[str, Any], where: str) -> Workload:
         review_in_use=float(entry["review_in_use"]),
         review=None if review is None else ReviewRule(float(review["min_share"]), float(review["min_accepted"])),
         gates=gates,
+        confidence=None if confidence is None else float(confidence),
     )
 
 
-def _gate(entry: dict[str, Any], where: str) -> Gate:
+def _gate(entry: dict[str, Any], confidence: float | None, where: str) -> Gate:
     metric, suites = str(entry["metric"]), tuple(entry["suites"])
     for suite in suites:
         known = _KNOWN_METRICS.get(suite)
@@ -195,4 +240,28 @@ def _gate(entry: dict[str, Any], where: str) -> Gate:
             raise PolicyError(
                 "unknown suite", where=where, found=suite, expected=f"{', '.join(_KNOWN_METRICS)} or hfq-features:NAME"
             )
-    return Gate(metric, suites, float(entry["min_retained"]), bool(entry["each_category"]), str(entry["source"]))
+    given = entry.get("limits")
+    gate = Gate(
+        metric, suites, float(entry["min_retained"]), bool(entry["each_category"]), str(entry["source"]),
+        None if given is None else (float(given[0]), float(given[1])),
+    )  # fmt: skip
+    for suite in suites:
+        _check_limits(gate, suite, confidence, f"{where}: {metric}")
+    return gate
+
+
+def _check_limits(gate: Gate, suite: str, confidence: float | None, where: str) -> None:
+    own, limits = limits_of(suite, gate.metric), gate.limits_in(suite)
+    if gate.limits is not None:
+        low, high = gate.limits
+        if not low < high or high <= 0:
+            raise PolicyError("no limits", where=where, expected="the lower one first, the higher one above 0",
+                              found=limits_text(gate.limits))  # fmt: skip
+        if own is not None and (low < own[0] or (own[1] is not None and high > own[1])):
+            raise PolicyError("limits beyond the metric's own", where=where, expected=limits_text(own),
+                              found=limits_text(gate.limits))  # fmt: skip
+    if confidence is not None and (limits is None or limits[1] is None):
+        raise PolicyError(
+            f"no confidence bound without the range of the metric, which is not known for {suite}", where=where,
+            todo='name it with limits = [LOWEST, HIGHEST], or compare means without a bound: decide_by = "mean"',
+        )  # fmt: skip

@@ -76,9 +76,18 @@ _ROUNDING: Final = 1e-4
 """A cosine in single precision may be 1.0000002."""
 
 
+FEATURE_SUITE: Final = "hfq-features:"
+"""What the suite of metrics on the features of any extractor begins with; its name follows."""
+
+_OF_FEATURES: Final[Mapping[str, Limits]] = dict.fromkeys(
+    ("subject_consistency", "subject_previous", "subject_first"), _SHARE  # cosines floored at 0, as VBench's
+)  # fmt: skip
+
+
 def limits_of(suite: str, metric: str) -> Limits | None:
     """The limits of a metric; None where this package does not know them."""
-    return LIMITS.get(suite, {}).get(metric)
+    known = _OF_FEATURES if suite.startswith(FEATURE_SUITE) else LIMITS.get(suite, {})
+    return known.get(metric)
 
 
 def limits_text(limits: Limits) -> str:

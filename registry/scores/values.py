@@ -180,22 +180,37 @@ class ReviewOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ReviewCounts:
-    """Of `clips` clips, `reviewed` were looked at and `accepted` of those were accepted."""
+    """Of `clips` clips, `reviewed` were looked at and `accepted` of those were accepted.
+
+    `by_prompt`: the accepted share of each reviewed prompt; empty where each clip is of another, as far as is known.
+    """
 
     clips: int
     reviewed: int
     accepted: int
+    by_prompt: tuple[float, ...] = ()
 
 
-def count_reviews(outcomes: Iterable[ReviewOutcome], stems: Iterable[str]) -> ReviewCounts:
-    """Counts over the clips `stems`. A clip that several people saw is accepted when all of them accepted it."""
+def count_reviews(
+    outcomes: Iterable[ReviewOutcome], stems: Iterable[str], prompts: Mapping[str, str] | None = None
+) -> ReviewCounts:
+    """Counts over the clips `stems`. A clip that several people saw is accepted when all of them accepted it.
+
+    Args:
+        prompts: stem -> prompt, as far as they are known.
+    """
     clips = {match_key(stem) for stem in stems}
     decisions: dict[str, bool] = {}
     for outcome in outcomes:
         key = match_key(outcome.stem)
         if key in clips:
             decisions[key] = decisions.get(key, True) and outcome.accepted
-    return ReviewCounts(len(clips), len(decisions), sum(decisions.values()))
+    groups: dict[str, list[bool]] = {}
+    known = {match_key(stem): prompt for stem, prompt in (prompts or {}).items()}
+    for key in sorted(decisions):
+        groups.setdefault(known.get(key, f"clip {key}"), []).append(decisions[key])
+    shares = tuple(sum(group) / len(group) for group in groups.values()) if len(groups) < len(decisions) else ()
+    return ReviewCounts(len(clips), len(decisions), sum(decisions.values()), shares)
 
 
 def refuse_doubles(names: Iterable[tuple[str, str]], where: str) -> None:

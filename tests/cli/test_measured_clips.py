@@ -26,7 +26,6 @@ SETTINGS = {"steps": 6, "guidance": 3.0, "shift": 5.0, "frames": 3, "height": 32
 POLICY = """
 schema = "hfq.policy/1"
 name = "mine"
-confidence = 0.95
 
 [[workload]]
 name = "still"
@@ -216,11 +215,20 @@ def test_clips_that_nothing_speaks_for_are_counted_and_said_loudly(home: Path, c
     assert code == 4  # what the base's clips say of their settings, these do not
     assert f"hfq temporal_flicker, the variant: {line}; 1 HAVE EXACTLY THE REFERENCE'S PIXELS" in found["notes"]
     assert "hfq temporal_flicker, the base: of 2 clips 2 name their maker and 0 are registered" in found["notes"]
-    # Whoever says the settings answers for them: it passes, and nobody overlooks whose word that is.
+    # Whoever says the settings answers for them, and clips of the base show nothing of the variant.
     said = [part for name, value in SETTINGS.items() for part in ("--setting", f"{name}={value}")]
     assert typed(capsys, *MEASURE, *said)[0] == 0
     code, found, _ = typed(capsys, *GATE)
     assert [reason for reason in found["reasons"] if "settings" in reason] == []
+    (copied,) = [reason for reason in found["reasons"] if "pixels" in reason]
+    assert copied.startswith(
+        "hfq temporal_flicker: 1 of 2 clips have exactly the reference's pixels (c0) and show nothing"
+    )
+    # Clips of its own pass, and nobody overlooks whose word that is.
+    clip(home / "plain" / "c2.mp4", 0, made_by(home, 0, of_base=False), 5)
+    remux(home / "plain" / "c2.mp4", home / "ours" / "c0.mp4")
+    assert typed(capsys, *MEASURE, *said)[0] == 0
+    code, found, _ = typed(capsys, *GATE)
     assert found["clips"] == found["notes"]
     (home / "policy.toml").write_text(
         POLICY.replace('required"', 'optional"').replace("each_category = true", "each_category = false")

@@ -24,7 +24,6 @@ PROMPTS = [f"prompt {number}" for number in range(24)]  # the factory calibrates
 POLICY = """
 schema = "hfq.policy/1"
 name = "mine"
-confidence = 0.95
 
 [[workload]]
 name = "drafts"
@@ -153,13 +152,19 @@ def test_a_comparison_is_paired_and_by_category(scored: Path, capsys: Capture) -
     assert (code, found["comparison"], found["settings"]) == (0, True, [])
     metric = next(one for one in found["metrics"] if one["metric"] == "subject_consistency")
     assert metric["overall"]["mean"] == pytest.approx(-0.297)
-    # Every pair differs by the same amount: the interval has no width.
-    assert metric["overall"]["interval"]["low"] == pytest.approx(metric["overall"]["interval"]["high"])
+    # Every pair differs by the same amount: what is left is a collapse of one side that 24 prompts may miss.
+    interval, hidden = metric["overall"]["interval"], 1 - 0.025 ** (1 / 24)
+    assert interval["low"] == pytest.approx(-0.297 - hidden * 0.703, abs=0.005)
+    assert interval["high"] == pytest.approx(-0.297 + hidden * 1.297, abs=0.005)
+    assert {name: one["no_interval"] for name, one in metric["by_category"].items()} == {
+        "people": "12 prompts, 20 needed", "places": "12 prompts, 20 needed",
+    }  # fmt: skip
     assert {name: one["videos"] for name, one in metric["by_category"].items()} == {"people": 12, "places": 12}
     assert metric["overlap"]["A"].startswith("of 24 prompts 3 are in the calibration")
     code, out, _ = text(capsys, "compare", "m@good", f"base:{hfq.open_registry().get('m@good').base.id[:12]}")
     assert code == 0
-    assert "0.8989 against 0.9019: -0.0030, 95% interval -0.0030 to -0.0030  (24 videos, 24 prompts)" in out
+    assert "0.8989 against 0.9019: -0.0030, 95% interval -0.1" in out
+    assert "-0.0030, no interval (12 prompts, 20 needed)  (12 videos, 12 prompts)" in out
 
 
 def test_other_settings_are_no_comparison_without_anyway(home: Path, prompts: Path, capsys: Capture) -> None:
@@ -291,6 +296,26 @@ def test_a_gate_passes_or_ends_with_4_and_the_reasons(scored: Path, capsys: Capt
     assert "[gate-failed]" in err
 
 
+def test_a_policy_that_asks_for_a_bound_never_passes_on_means(scored: Path, capsys: Capture) -> None:
+    bounded = POLICY.replace('name = "mine"', 'name = "mine"\nconfidence = 0.95', 1)
+    Path("bounded.toml").write_text(bounded)
+    order = ["gate", "m@good", "--workload", "drafts", "--policy"]
+    code, found = typed(capsys, *order, "bounded.toml")
+    assert (code, found["error"]["code"]) == (1, "policy")
+    assert "min_prompts of at least 20" in text(capsys, *order, "bounded.toml")[2]
+    Path("bounded.toml").write_text(bounded.replace("= 4\n", "= 20\n"))
+    code, found = typed(capsys, *order, "bounded.toml")
+    assert (code, found["confidence"]) == (4, 0.95)
+    assert [check["basis"] for check in found["checks"] if check["kind"] == "retained"] == ["bound"]
+    assert "; 21 prompts may miss a collapse of 13.3% of all, at least " in found["reasons"][0]
+    code, found = typed(capsys, *order, "policy.toml")
+    assert (code, found["confidence"]) == (0, None)
+    assert [check["basis"] for check in found["checks"] if check["kind"] == "retained"] == ["mean"]
+    out = text(capsys, *order, "policy.toml")[1]
+    assert out.splitlines()[0].endswith(" passes drafts by means, without a confidence bound")
+    assert "0.9 needed (ours); means of 21 prompts, no confidence bound" in out
+
+
 def test_two_workloads_of_the_default_policy_answer_differently(scored: Path, capsys: Capture) -> None:
     assert typed(capsys, "gate", "m@good", "--workload", "mood-boards")[0] == 0
     code, found = typed(capsys, "gate", "m@good", "--workload", "regulated-identity")
@@ -357,6 +382,31 @@ def test_speed_of_simulated_kernels_is_no_cost(scored: Path, capsys: Capture) ->
     found = typed(capsys, "route", "--workload", "drafts", "--policy", "policy.toml")[1]
     cost = found["costs"][hfq.open_registry().resolve("m@good")]
     assert (cost["clip_s"], cost["missing"][0]) == (None, "latency: not measured with real kernels")
+
+
+def test_a_route_falls_back_to_the_variant_that_the_policy_names(scored: Path, capsys: Capture) -> None:
+    make_delta(scored / "strong", seed="strong")
+    hfq.open_registry().register(scored / "strong", aliases=["m@strong"])
+    policy = POLICY.replace('escalate_to = "base"', 'escalate_to = "m@strong"').replace("0.9\n", "1.5\n")
+    Path("strong.toml").write_text(policy)
+    measured("m@good", 100, "--of-base")
+    measured("m@strong", 60)
+    strong = hfq.open_registry().resolve("m@strong")
+    order = ["route", "--workload", "drafts", "--policy", "strong.toml"]
+    code, found = typed(capsys, *order)
+    assert (code, found["variant"], found["escalates_to"]) == (0, strong, {"name": "m@strong", "delta": strong})
+    assert found["reason"] == (
+        f"no variant passes the gate; delta:{strong[:12]}, which the policy escalates to although it has no score to "
+        "pass by, at 60 s per clip on H200 with frames 81"
+    )
+    assert text(capsys, *order)[1].startswith(f"drafts: delta:{strong[:12]}\n")
+    base = hfq.open_registry().get("m@good").base.id
+    make_delta(scored / "foreign", seed="foreign", base="wan21")
+    hfq.open_registry().register(scored / "foreign", aliases=["m@foreign"])
+    Path("foreign.toml").write_text(policy.replace("m@strong", "m@foreign"))
+    code, found = typed(capsys, *order[:-1], "foreign.toml", "--base", base)
+    assert (code, found["error"]["code"]) == (5, "unknown-id")
+    assert found["error"]["what"] == "the policy escalates to a delta of another base"
 
 
 def test_several_bases_need_to_be_told_apart(scored: Path, capsys: Capture) -> None:

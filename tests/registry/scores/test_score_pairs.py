@@ -1,22 +1,21 @@
-"""Paired differences and their intervals against enumeration and normal theory; settings; overlap."""
+"""Paired differences, retained shares and where they have bounds; settings; overlap."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-import statistics
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_files import metric, pairs, videos
 
+from hfq.registry.scores.intervals import mean_interval, ratio_bound, unseen_share
 from hfq.registry.scores.overlap import find_overlap
 from hfq.registry.scores.paired import Pair, compare, pair_scores, retained
+from hfq.registry.scores.ranges import limits_of
 from hfq.registry.scores.settings import compare_settings, require_alike
 from hfq.registry.scores.values import (
     Measurement,
@@ -33,79 +32,85 @@ from hfq.schema.errors import DuplicateVideoError, MeasurementError, NotComparab
 RNG = np.random.default_rng(11)
 
 
-def exact(groups: list[list[tuple[float, float]]], statistic: Callable[[float, float], float]) -> list[float]:
-    """The statistic of every way to draw as many groups as there are, sorted: what a bootstrap samples from."""
-    result = []
-    for draw in itertools.product(groups, repeat=len(groups)):
-        drawn = [pair for group in draw for pair in group]
-        result.append(statistic(statistics.fmean(a for a, _ in drawn), statistics.fmean(b for _, b in drawn)))
-    return sorted(result)
-
-
-def quantile(values: list[float], share: float) -> tuple[float, float]:
-    """Neighbours of a quantile: 10,000 draws land within 1 % of the distribution around it."""
-    size = len(values)
-    return values[max(0, math.floor((share - 0.01) * size))], values[min(size - 1, math.ceil((share + 0.01) * size))]
-
-
 # --- differences -----------------------------------------------------------------------------------------------------
 
 
-def test_the_interval_is_that_of_all_resamples() -> None:
-    first, second = [0.52, 0.61, 0.70, 0.55, 0.44], [0.90, 0.93, 0.91, 0.95, 0.85]
-    found = compare(pairs(first, second)).overall
-    everything = exact([[pair] for pair in zip(first, second, strict=True)], lambda a, b: a - b)
-    assert (found.videos, found.prompts) == (5, 5)
-    assert (found.mean_first, found.mean_second) == pytest.approx((0.564, 0.908))
-    assert found.mean == pytest.approx(statistics.fmean(first) - statistics.fmean(second))
+def test_the_interval_is_that_of_its_differences_within_the_range_of_the_metric() -> None:
+    first, second = RNG.uniform(0.4, 0.7, 24), RNG.uniform(0.8, 0.9, 24)
+    found = compare(pairs(first.tolist(), second.tolist())).overall
+    assert (found.videos, found.prompts, found.no_interval) == (24, 24, None)
+    assert (found.mean_first, found.mean_second) == pytest.approx((first.mean(), second.mean()))
+    assert found.mean == pytest.approx(first.mean() - second.mean())
     assert found.interval is not None
-    for end, share in ((found.interval.low, 0.025), (found.interval.high, 0.975)):
-        low, high = quantile(everything, share)
-        assert low - 1e-12 <= end <= high + 1e-12
+    # Scores in 0..1 differ by at most 1.
+    assert (found.interval.low, found.interval.high) == mean_interval(first - second, (-1.0, 1.0), 0.95)
+    cosines = compare(pairs(first.tolist(), second.tolist(), name="overall_consistency")).overall.interval
+    assert cosines is not None
+    assert (cosines.low, cosines.high) == mean_interval(first - second, (-2.0, 2.0), 0.95)
 
 
-def test_the_interval_of_many_videos_is_the_normal_one() -> None:
-    first, second = RNG.normal(0.6, 0.1, 400).tolist(), RNG.normal(0.9, 0.05, 400).tolist()
-    interval = compare(pairs(first, second)).overall.interval
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    error = 1.96 * statistics.stdev(differences) / 20
+def test_the_interval_of_many_videos_is_the_normal_one_and_what_can_hide() -> None:
+    first, second = RNG.normal(0.6, 0.1, 2000), RNG.normal(0.9, 0.02, 2000)
+    interval = compare(pairs(first.tolist(), second.tolist())).overall.interval
+    differences = first - second
+    error = 1.96 * differences.std() / math.sqrt(2000)
     assert interval is not None
-    assert interval.low == pytest.approx(statistics.fmean(differences) - error, abs=0.05 * error)
-    assert interval.high == pytest.approx(statistics.fmean(differences) + error, abs=0.05 * error)
+    assert interval.low == pytest.approx(differences.mean() - error - 0.7 / 2000, abs=0.1 * error)
+    assert interval.high == pytest.approx(differences.mean() + error + 1.3 / 2000, abs=0.1 * error)
 
 
 def test_pairing_takes_out_what_prompts_have_in_common() -> None:
     base = RNG.uniform(0.2, 0.9, 30)
-    interval = compare(pairs((base - 0.05).tolist(), base.tolist())).overall.interval
-    assert interval is not None
-    assert (interval.low, interval.high) == pytest.approx((-0.05, -0.05))
+    apart = compare(pairs(RNG.permutation(base - 0.05).tolist(), base.tolist())).overall.interval
+    paired = compare(pairs((base - 0.05).tolist(), base.tolist())).overall.interval
+    assert apart is not None
+    assert paired is not None
+    assert paired.high - paired.low < apart.high - apart.low
+    assert paired.low < -0.05 < paired.high
 
 
-def test_samples_of_one_prompt_are_drawn_together() -> None:
-    """Five copies of a video are no more evidence than one."""
-    values = {f"prompt number {i}": (a, b) for i, (a, b) in enumerate(RNG.uniform(0.3, 0.9, (8, 2)).tolist())}
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (pairs([0.5] * 19, [0.6] * 19), "19 prompts, 20 needed"),
+        (pairs([0.5] * 20, [0.6] * 20, suite="opens2v", name="motion_fb"), "the range of the metric is not known"),
+        (pairs([0.5] * 20, [0.6] * 20, suite="hfq-features:x", name="y"), "the range of the metric is not known"),
+        (pairs([1.5] * 20, [0.6] * 20), "a value outside the range of the metric"),
+    ],
+)
+def test_no_interval_that_would_claim_too_much(made: Any, why: str) -> None:
+    found = compare(made).overall
+    assert (found.interval, found.no_interval) == (None, why)
+    share = retained(made.pairs, "higher", limits=limits_of(made.metric_suite, made.metric))
+    assert (share.lower, share.no_bound) == (None, why)
+    assert share.ratio is not None
+
+
+def test_samples_of_one_prompt_are_no_more_evidence_than_one() -> None:
+    values = {f"prompt number {i}": (a, b) for i, (a, b) in enumerate(RNG.uniform(0.3, 0.9, (22, 2)).tolist())}
     once = [metric({f"{name}-0": pair[side] for name, pair in values.items()}) for side in (0, 1)]
     often = [metric({f"{name}-{k}": pair[side] for name, pair in values.items() for k in range(5)}) for side in (0, 1)]
     single, copied = compare(pair_scores(*once)).overall, compare(pair_scores(*often)).overall
-    assert (copied.videos, copied.prompts) == (40, 8)
+    assert (copied.videos, copied.prompts) == (110, 22)
     assert copied.mean == pytest.approx(single.mean)
     assert copied.interval is not None
     assert single.interval is not None
     assert (copied.interval.low, copied.interval.high) == pytest.approx((single.interval.low, single.interval.high))
+    few = [metric({f"{name}-{k}": 0.5 for name in list(values)[:19] for k in range(5)}) for _ in (0, 1)]
+    assert retained(pair_scores(*few).pairs, "higher", limits=(0.0, 1.0)).no_bound == "19 prompts, 20 needed"
 
 
-def test_prompts_of_unequal_numbers_of_samples() -> None:
+def test_each_prompt_counts_once_however_many_samples_it_has() -> None:
     groups = [[(0.1, 0.9), (0.2, 0.9), (0.3, 0.9)], [(0.8, 0.9)], [(0.5, 0.7), (0.6, 0.7)], [(0.4, 0.5)]]
     sides = [
         metric({f"prompt {g}-{k}": pair[side] for g, group in enumerate(groups) for k, pair in enumerate(group)})
         for side in (0, 1)
     ]
     found = compare(pair_scores(*sides)).overall
-    everything = exact(groups, lambda a, b: a - b)
-    assert found.interval is not None
-    for end, share in ((found.interval.low, 0.025), (found.interval.high, 0.975)):
-        low, high = quantile(everything, share)
-        assert low - 1e-12 <= end <= high + 1e-12
+    assert (found.videos, found.prompts) == (7, 4)
+    assert (found.mean_first, found.mean_second) == pytest.approx(((0.2 + 0.8 + 0.55 + 0.4) / 4, 0.75))
+    share = retained(pair_scores(*sides).pairs, "higher")
+    assert share.ratio == pytest.approx(found.mean_first / found.mean_second)
 
 
 def test_categories_are_compared_apart() -> None:
@@ -124,15 +129,15 @@ def test_categories_are_compared_apart() -> None:
     assert found.overall.videos == 4
 
 
-@given(
-    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12),
-    st.floats(-5, 5),
-)
-def test_swapping_sides_mirrors_and_shifting_one_shifts(values: list[tuple[float, float]], shift: float) -> None:
+@given(st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), min_size=20, max_size=30), st.floats(0, 0.5))
+@settings(max_examples=20)
+def test_swapping_sides_mirrors_and_shifting_both_changes_nothing(
+    values: list[tuple[float, float]], shift: float
+) -> None:
     first, second = [a for a, _ in values], [b for _, b in values]
-    found = compare(pairs(first, second), resamples=200).overall
-    mirrored = compare(pairs(second, first), resamples=200).overall
-    moved = compare(pairs([a + shift for a in first], second), resamples=200).overall
+    found = compare(pairs(first, second)).overall
+    mirrored = compare(pairs(second, first)).overall
+    moved = compare(pairs([a + shift for a in first], [b + shift for b in second])).overall
     assert found.interval is not None
     assert mirrored.interval is not None
     assert moved.interval is not None
@@ -140,64 +145,59 @@ def test_swapping_sides_mirrors_and_shifting_one_shifts(values: list[tuple[float
     assert (mirrored.interval.low, mirrored.interval.high) == pytest.approx(
         (-found.interval.high, -found.interval.low), abs=1e-9
     )
+    # Differences that are equal up to rounding may be weighed in another order.
     assert (moved.interval.low, moved.interval.high) == pytest.approx(
-        (found.interval.low + shift, found.interval.high + shift), abs=1e-9
+        (found.interval.low, found.interval.high), abs=1e-9
     )
 
 
 def test_the_same_scores_give_the_same_interval_in_any_order() -> None:
-    first, second = videos([0.3, 0.9, 0.5, 0.7]), videos([0.4, 0.8, 0.9, 0.9])
+    first, second = (videos(RNG.uniform(0.3, 0.9, 25).tolist()) for _ in (0, 1))
     there = compare(pair_scores(metric(first), metric(second)))
     back = compare(pair_scores(metric(first[::-1]), metric(second[::-1])))
     assert there == back
 
 
-def test_more_prompts_than_fit_in_one_block() -> None:
-    interval = compare(pairs(RNG.normal(0, 1, 3000).tolist(), [0.0] * 3000), resamples=1000).overall.interval
-    assert interval is not None
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 / math.sqrt(3000), rel=0.15)
-
-
 # --- retained share --------------------------------------------------------------------------------------------------
 
 
-def test_the_lower_bound_is_that_of_all_resamples() -> None:
-    first, second = [0.52, 0.61, 0.70, 0.55, 0.44], [0.90, 0.93, 0.91, 0.95, 0.85]
-    drawn = [[pair] for pair in zip(first, second, strict=True)]
-    found = retained(pairs(first, second).pairs, "higher", confidence=0.9)
-    assert found.ratio == pytest.approx(statistics.fmean(first) / statistics.fmean(second))
+@pytest.mark.parametrize("direction", ["higher", "lower"])
+def test_the_bound_takes_the_worst_of_one_more_prompt(direction: Any) -> None:
+    """The lowest value of the numerator and the highest of the denominator, whichever side these are."""
+    first, second = RNG.uniform(0.4, 0.7, 25), RNG.uniform(0.8, 0.95, 25)
+    found = retained(pairs(first.tolist(), second.tolist()).pairs, direction, limits=(0.0, 1.0), confidence=0.9)
+    above, below = (first, second) if direction == "higher" else (second, first)
+    assert found.ratio == pytest.approx(above.mean() / below.mean())
+    assert found.lower == ratio_bound(above, below, (0.0, 1.0), 0.9)
     assert found.lower is not None
-    low, high = quantile(exact(drawn, lambda a, b: a / b), 0.1)
-    assert low - 1e-12 <= found.lower <= high + 1e-12
-    swapped = retained(pairs(first, second).pairs, "lower", confidence=0.9)
-    assert swapped.ratio == pytest.approx(statistics.fmean(second) / statistics.fmean(first))
-    low, high = quantile(exact(drawn, lambda a, b: b / a), 0.1)
-    assert swapped.lower is not None
-    assert low - 1e-12 <= swapped.lower <= high + 1e-12
+    assert found.lower < found.ratio
 
 
-def test_a_constant_share_has_no_spread() -> None:
-    base = RNG.uniform(0.4, 0.9, 25)
-    found = retained(pairs((0.97 * base).tolist(), base.tolist()).pairs, "higher")
-    assert (found.ratio, found.lower) == pytest.approx((0.97, 0.97))
+def test_a_constant_share_has_the_bound_that_a_collapse_out_of_sight_leaves() -> None:
+    base = [0.9] * 100
+    found = retained(pairs([0.97 * 0.9] * 100, base).pairs, "higher", limits=(0.0, 1.0))
+    hidden = unseen_share(100, 0.95)
+    assert found.ratio == pytest.approx(0.97)
+    assert found.lower == pytest.approx(0.97 * 0.9 * (1 - hidden) / (0.9 * (1 - hidden) + hidden), abs=0.001)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "ratio", "bound"),
+    ("first", "second", "ratio", "why"),
     [
-        ([], [], None, None),
-        ([0.5], [1.0], 0.5, None),
-        ([0.5, 0.5], [0.0, 0.0], None, None),
-        ([0.5, 0.5], [1.0, -1.0], None, None),
-        ([1.0, 0.0, 1.0], [1.0, 0.0, 0.0], 2.0, None),  # a resample may draw no positive base value
-        ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0], 0.0, 0.0),
-        ([-1.0, -1.0], [1.0, 1.0], -1.0, -1.0),
+        ([], [], None, "no video"),
+        ([0.5], [1.0], 0.5, "1 prompts, 20 needed"),
+        ([0.5, 0.5], [0.0, 0.0], None, "the mean to hold it against is not above 0"),
+        ([0.5, 0.5], [1.0, -1.0], None, "the mean to hold it against is not above 0"),
+        ([0.5] * 20, [1.0] * 11 + [-1.0] * 9, 5.0, "the mean to hold it against may be 0 or less"),
+        ([-1.0, -1.0], [1.0, 1.0], -1.0, "2 prompts, 20 needed"),
     ],
 )
-def test_a_share_without_meaning_is_none(first: list[float], second: list[float], ratio: Any, bound: Any) -> None:
+def test_a_share_without_meaning_or_bound_says_why(
+    first: list[float], second: list[float], ratio: Any, why: str
+) -> None:
     made = tuple(Pair(f"{i}", f"{i}", None, None, a, b) for i, (a, b) in enumerate(zip(first, second, strict=True)))
-    found = retained(made, "higher")
-    assert (found.ratio, found.lower) == (ratio, bound)
+    found = retained(made, "higher", limits=(-1.0, 1.0))
+    assert (found.ratio, found.lower, found.no_bound) == (None if ratio is None else pytest.approx(ratio), None, why)
 
 
 # --- pairing ---------------------------------------------------------------------------------------------------------
@@ -317,10 +317,17 @@ def test_prompts_seen_before_are_found_by_hash() -> None:
 
 def test_a_clip_is_accepted_when_everyone_accepts_it() -> None:
     outcomes = [
-        ReviewOutcome("a b", True), ReviewOutcome("a_b", False), ReviewOutcome("c", True), ReviewOutcome("other", True),
+        ReviewOutcome("a b", True), ReviewOutcome("a_b", False), ReviewOutcome("a b", True), ReviewOutcome("c", True),
+        ReviewOutcome("other", True),
     ]  # fmt: skip
     counts = count_reviews(outcomes, ["a b", "c", "d"])
-    assert (counts.clips, counts.reviewed, counts.accepted) == (3, 2, 1)
+    assert (counts.clips, counts.reviewed, counts.accepted, counts.by_prompt) == (3, 2, 1, ())
+
+
+def test_reviews_of_clips_of_one_prompt_are_counted_together() -> None:
+    outcomes = [ReviewOutcome(stem, stem != "b 1") for stem in ("a 1", "a 2", "b 1", "b 2", "c")]
+    counts = count_reviews(outcomes, [one.stem for one in outcomes], {"a 1": "A", "a 2": "A", "b 1": "B", "b_2": "B"})
+    assert (counts.reviewed, counts.accepted, counts.by_prompt) == (5, 4, (1.0, 0.5, 1.0))
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from score_files import metric, pairs, videos
 
-from hfq.registry.scores.gate import Evidence, accepted_bound, evaluate, require_passed
-from hfq.registry.scores.paired import pair_scores
+from hfq.registry.scores.gate import Copied, Evidence, evaluate, require_passed
+from hfq.registry.scores.intervals import ratio_bound, share_bound
+from hfq.registry.scores.paired import Pairs, pair_scores
 from hfq.registry.scores.policy import Policy, load_policy, parse_policy
 from hfq.registry.scores.settings import compare_settings
 from hfq.registry.scores.values import ReviewCounts
+from hfq.schema.documents import schema_of
 from hfq.schema.errors import (
     GateFailedError,
     HfqError,
@@ -34,9 +38,12 @@ GATE = {
 }  # fmt: skip
 WORKLOAD = {
     "name": "drafts", "suitability": "high", "control": "look at it", "prefer": "cheapest", "escalate_to": "base",
-    "min_videos": 4, "min_prompts": 4, "min_paired_share": 0.8, "held_out": False, "required_categories": [],
-    "content_class": "optional", "min_category_videos": 3, "review_in_use": 0.5, "gate": [GATE],
+    "min_videos": 20, "min_prompts": 20, "min_paired_share": 0.8, "held_out": False, "required_categories": [],
+    "content_class": "optional", "min_category_videos": 20, "review_in_use": 0.5, "gate": [GATE],
 }  # fmt: skip
+
+
+MEANS: dict[str, Any] = {"decide_by": "mean", "min_videos": 4, "min_prompts": 4, "min_category_videos": 3}
 
 
 def document(*, gate: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
@@ -51,9 +58,16 @@ def policy(*, gates: list[dict[str, Any]] | None = None, **changes: Any) -> Poli
     return parse_policy(json.dumps(text).encode(), "p", is_json=True)
 
 
-def share(ratio: float, count: int = 5, **kind: Any) -> Any:
-    """Pairs whose every video keeps the same share: the bound is the share itself."""
+def share(ratio: float, count: int = 200, **kind: Any) -> Any:
+    """Pairs whose every video keeps the same share."""
     return pairs([0.5 * ratio] * count, [0.5] * count, **kind)
+
+
+def bound_of(scores: Pairs, limits: tuple[float, float] = (0.0, 1.0)) -> float:
+    """The lower 95 % bound of pairs of one video per prompt."""
+    found = ratio_bound([pair.first for pair in scores.pairs], [pair.second for pair in scores.pairs], limits, 0.95)
+    assert found is not None
+    return found
 
 
 # --- the default policy ----------------------------------------------------------------------------------------------
@@ -96,13 +110,30 @@ def test_the_published_w4a4_scores_fail_every_default_workload_with_a_subject() 
     for name in ("mood-boards", "product-ad-drafts", "regulated-identity"):
         result = evaluate(default, name, Evidence(measured), content_class="human")
         assert not result.passed
-        assert any("0.5706 of the base, lower 95% bound 0.5706" in reason for reason in result.reasons)
+        how = "0.95 needed (ours: drafts); means of" if name == "mood-boards" else "lower 95% bound 0.5"
+        assert any(f"0.5706 of the base, {how}" in reason for reason in result.reasons)
         assert any("motion_smoothness: 0.9879 of the base" in reason for reason in result.reasons)
+
+
+def test_the_default_policy_asks_for_the_prompts_that_its_bounds_take() -> None:
+    default = load_policy()
+    by_means = [part for part in default.workloads if part.confidence is None]
+    assert [part.name for part in by_means] == ["mood-boards", "prompt-exploration"]
+    for part in default.workloads:
+        for gate in part.gates if part.confidence is not None else ():
+            level = 0.985 if gate.metric == "motion_smoothness" else 0.95
+            count = part.min_category_videos if gate.each_category else part.min_prompts
+            for kept, reached in ((1 - 0.3 * (1 - gate.min_retained), True), (gate.min_retained, False)):
+                scores = pairs([level * kept] * count, [level] * count, name=gate.metric)
+                limits = gate.limits_in("vbench")
+                assert limits is not None
+                assert limits[1] is not None
+                assert (bound_of(scores, (limits[0], limits[1])) >= gate.min_retained) is reached
 
 
 def test_an_id_follows_from_the_content() -> None:
     assert policy().id == policy().id
-    assert policy().id != policy(min_videos=5).id
+    assert policy().id != policy(min_videos=25).id
     as_toml = b'schema = "hfq.policy/1"\nname = "mine"\nconfidence = 0.95\n[[workload]]\n'
     as_toml += "".join(f"{key} = {json.dumps(value)}\n" for key, value in WORKLOAD.items() if key != "gate").encode()
     as_toml += (
@@ -125,7 +156,15 @@ def test_an_id_follows_from_the_content() -> None:
         ({"prefer": "dearest"}, SchemaViolationError, "prefer"),
         ({"escalate_to": "../x"}, SchemaViolationError, "escalate_to"),
         ({"name": "x\n"}, SchemaViolationError, "name"),
-        ({"min_prompts": 5}, PolicyError, "more prompts than videos"),
+        ({"min_prompts": 21}, PolicyError, "more prompts than videos"),
+        ({"min_prompts": 19}, PolicyError, "min_prompts of at least 20, found 19; raise min_prompts, or compare means"),
+        ({"min_prompts": 19, "decide_by": "bound"}, PolicyError, "too few prompts for a confidence bound"),
+        ({"decide_by": "luck"}, SchemaViolationError, "decide_by"),
+        (
+            {"min_category_videos": 19, "gate": [GATE | {"each_category": True}]},
+            PolicyError,
+            "min_category_videos of at least 20, found 19",
+        ),
     ],
 )
 def test_workloads_that_are_refused(changes: dict[str, Any], error: type[HfqError], words: str) -> None:
@@ -142,6 +181,12 @@ def test_workloads_that_are_refused(changes: dict[str, Any], error: type[HfqErro
         ({"suites": ["hfq"], "metric": "psnr"}, "no metric of hfq"),
         ({"suites": ["vbench", "vbench-i2v"], "metric": "color"}, "no metric of vbench-i2v"),
         ({"suites": ["vbensh"]}, "unknown suite"),
+        ({"suites": ["opens2v"], "metric": "motion_fb"}, "no confidence bound without the range .* limits = "),
+        ({"suites": ["hfq-features:x"], "metric": "y"}, "no confidence bound without the range .* limits = "),
+        ({"limits": [-0.1, 1.0]}, "limits beyond the metric's own; expected 0..1, found -0.1..1"),
+        ({"limits": [0.0, 1.1]}, "limits beyond the metric's own"),
+        ({"limits": [0.9, 0.9]}, "no limits"),
+        ({"suites": ["hfq"], "metric": "first_frame_ssim", "limits": [-1.0, 0.0]}, "no limits"),
     ],
 )
 def test_gates_that_could_never_hold_are_refused(gate: dict[str, Any], words: str) -> None:
@@ -192,25 +237,104 @@ def test_an_unknown_workload_names_the_known_ones() -> None:
 # --- gates -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ratio", "passed"), [(1.02, True), (0.9501, True), (0.9499, False), (0.5, False)])
+def test_the_schema_asks_for_prompts_where_a_bound_is_asked_for() -> None:
+    for changes, refused in (({}, True), ({"decide_by": "mean"}, False)):
+        few = document(min_prompts=4, **changes)
+        for kept in (few, {name: value for name, value in few.items() if name != "confidence"}):
+            errors = list(jsonschema.Draft202012Validator(schema_of("policy")).iter_errors(kept))
+            assert bool(errors) is (refused and "confidence" in kept)
+    text = {name: value for name, value in document(decide_by="bound").items() if name != "confidence"}
+    with pytest.raises(SchemaViolationError, match="decide_by"):
+        parse_policy(json.dumps(text).encode(), "p", is_json=True)
+
+
+def test_a_policy_without_a_confidence_compares_means() -> None:
+    text = {name: value for name, value in document(min_prompts=2).items() if name != "confidence"}
+    assert parse_policy(json.dumps(text).encode(), "p", is_json=True).workloads[0].confidence is None
+
+
+@pytest.mark.parametrize(("ratio", "passed"), [(1.02, True), (0.99, True), (0.96, False), (0.5, False)])
 def test_the_bound_decides(ratio: float, passed: bool) -> None:
-    result = evaluate(policy(), "drafts", Evidence([share(ratio)]))
+    scores = share(ratio)
+    result = evaluate(policy(), "drafts", Evidence([scores]))
     assert result.passed is passed
     check = next(part for part in result.checks if part.kind == "retained")
-    assert (check.found, check.needed, check.passed) == (pytest.approx(ratio), 0.95, passed)
+    assert (check.found, check.needed, check.passed) == (bound_of(scores), 0.95, passed)
+    assert (check.basis, result.confidence) == ("bound", 0.95)
+    assert f"{ratio:.4f} of the base, lower 95% bound {check.found:.4f}, 0.95 needed (ours)" in check.text
     assert result.reasons == (() if passed else (check.text,))
     assert result.conditions == (
         "look at it", "a person reviews 50% of the delivered clips", "rejected clips are made again with base",
     )  # fmt: skip
 
 
-def test_scattered_videos_fail_where_their_mean_would_pass() -> None:
-    first, second = [0.9, 0.9, 0.9, 0.9, 0.65], [0.85] * 5
-    result = evaluate(policy(), "drafts", Evidence([pairs(first, second)]))
+@pytest.mark.parametrize("by", ["bound", "mean"])
+def test_what_is_exactly_enough_passes(by: str) -> None:
+    scores = share(0.5)
+    found = bound_of(scores) if by == "bound" else 0.5
+    for needed, passed in ((found, True), (math.nextafter(found, 0), True), (math.nextafter(found, 1), False)):
+        result = evaluate(policy(decide_by=by, gate={"min_retained": needed}), "drafts", Evidence([scores]))
+        assert result.passed is passed
+
+
+@pytest.mark.parametrize(("ratio", "passed"), [(1.02, True), (0.9501, True), (0.9499, False)])
+def test_means_are_compared_where_the_policy_says_so_and_every_line_says_it(ratio: float, passed: bool) -> None:
+    result = evaluate(policy(**MEANS), "drafts", Evidence([share(ratio, 4)]))
     check = next(part for part in result.checks if part.kind == "retained")
-    # 5.8 % of all draws hold the bad video three times or more, 0.7 % four times: the 5 % quantile is that of three.
-    assert check.found == pytest.approx((0.9 * 2 + 0.65 * 3) / 5 / 0.85)
-    assert "1.0000 of the base, lower 95% bound 0.8824, 0.95 needed (ours)" in check.text
+    assert (check.found, check.passed, check.basis, result.confidence) == (pytest.approx(ratio), passed, "mean", None)
+    assert result.passed is passed  # four videos and prompts are as many as were asked for
+    assert check.text.endswith(f"{ratio:.4f} of the base, 0.95 needed (ours); means of 4 prompts, no confidence bound")
+
+
+def test_a_bound_that_so_few_prompts_cannot_reach_says_how_many_can() -> None:
+    (reason,) = evaluate(policy(), "drafts", Evidence([share(1, 24)])).reasons
+    # 1 - 0.05**(1/24) of all; at a mean of 0.5 twice as much is lost as at one of 1.
+    assert reason.endswith("; 24 prompts may miss a collapse of 11.7% of all, at least 116 can show it")
+    assert evaluate(policy(), "drafts", Evidence([share(1, 119)])).passed
+    (hopeless,) = evaluate(policy(), "drafts", Evidence([share(0.9)])).reasons
+    assert hopeless.endswith("0.95 needed (ours)")
+
+
+def test_limits_of_the_policy_narrow_the_bound_and_fail_what_is_outside() -> None:
+    narrow = policy(gate={"limits": [0.4, 0.6]})
+    assert evaluate(narrow, "drafts", Evidence([share(0.99, 60)])).passed
+    assert not evaluate(policy(), "drafts", Evidence([share(0.99, 60)])).passed
+    outside = pairs([0.495] * 199 + [0.39], [0.5] * 200)
+    assert evaluate(narrow, "drafts", Evidence([outside])).reasons[0] == (
+        "vbench subject_consistency: 1 values of the variant are outside 0.4..0.6, such as 0.39; the policy takes no "
+        "clip to be there: look at these"
+    )
+
+
+def test_a_metric_of_unknown_range_has_a_bound_within_the_limits_of_the_policy() -> None:
+    gated = policy(gate={"suites": ["opens2v"], "metric": "motion_fb", "limits": [0.0, 4.0]})
+    scores = share(1.0, 600, suite="opens2v", name="motion_fb")
+    result = evaluate(gated, "drafts", Evidence([scores]))
+    check = next(part for part in result.checks if part.kind == "retained")
+    assert check.found == bound_of(scores, (0.0, 4.0))
+
+
+def test_a_confidence_is_not_rounded_to_another() -> None:
+    text = document() | {"confidence": 0.975}
+    result = evaluate(parse_policy(json.dumps(text).encode(), "p", is_json=True), "drafts", Evidence([share(1)]))
+    assert any("lower 97.5% bound" in check.text for check in result.checks)
+
+
+def test_scattered_videos_fail_where_their_mean_would_pass() -> None:
+    first, second = ([0.9] * 4 + [0.65]) * 40, [0.85] * 200
+    scores = pairs(first, second)
+    result = evaluate(policy(gate={"min_retained": 0.98}), "drafts", Evidence([scores]))
+    assert result.reasons == (
+        f"vbench subject_consistency: 1.0000 of the base, lower 95% bound {bound_of(scores):.4f}, 0.98 needed (ours)",
+    )
+
+
+def test_prompts_of_a_collapse_that_nobody_saw_are_allowed_for() -> None:
+    """With 10 % of clips collapsed, 12 % of samples of 20 prompts hold none: they must not claim 95 % of the base."""
+    result = evaluate(policy(), "drafts", Evidence([pairs([0.95] * 20, [0.95] * 20)]))
+    check = next(part for part in result.checks if part.kind == "retained")
+    assert check.found is not None
+    assert check.found < 0.9
     assert not result.passed
 
 
@@ -225,9 +349,9 @@ def test_what_is_not_measured_does_not_pass_and_every_reason_is_given() -> None:
     mine = policy(gates=gates, review={"min_share": 0.5, "min_accepted": 0.5})
     result = evaluate(mine, "drafts", Evidence([share(0.9, 3)]))
     assert result.reasons == (
-        "vbench subject_consistency: 3 videos, 4 needed",
-        "vbench subject_consistency: 3 prompts, 4 needed",
-        "vbench subject_consistency: 0.9000 of the base, lower 95% bound 0.9000, 0.95 needed (ours)",
+        "vbench subject_consistency: 3 videos, 20 needed",
+        "vbench subject_consistency: 3 prompts, 20 needed",
+        "vbench subject_consistency: no 95% bound: 3 prompts, 20 needed; 0.95 needed (ours)",
         "motion_smoothness of vbench: not measured",
         "human review: not measured",
     )
@@ -250,11 +374,11 @@ def test_the_gate_holds_on_every_prompt_set_that_was_scored() -> None:
 
 
 def test_a_clip_too_broken_to_be_scored_does_not_vanish() -> None:
-    base = metric(videos([0.5] * 10))
-    kept = pair_scores(metric(videos([0.5] * 7)), base)
+    base = metric(videos([0.5] * 200))
+    kept = pair_scores(metric(videos([0.5] * 159)), base)
     result = evaluate(policy(), "drafts", Evidence([kept]))
-    assert result.reasons == ("vbench subject_consistency: 7 of the base's 10 videos are scored, 80% needed",)
-    assert evaluate(policy(), "drafts", Evidence([pair_scores(metric(videos([0.5] * 8)), base)])).passed
+    assert result.reasons == ("vbench subject_consistency: 159 of the base's 200 videos are scored, 80% needed",)
+    assert evaluate(policy(), "drafts", Evidence([pair_scores(metric(videos([0.5] * 160)), base)])).passed
 
 
 def test_other_settings_than_the_base_fail() -> None:
@@ -266,24 +390,27 @@ def test_other_settings_than_the_base_fail() -> None:
     assert "setting seed: not recorded against 2" in alike.notes
 
 
-def test_required_categories_and_the_class_of_the_job() -> None:
-    mine = policy(
-        required_categories=["animal"], content_class="required", gate={"each_category": True}, min_category_videos=3
-    )
-    first = [*videos([0.5] * 30, category="animal"), *videos([0.4] * 3, category="human", prefix="h")]
-    second = [*videos([0.5] * 30), *videos([0.45] * 3, prefix="h")]
+@pytest.mark.parametrize("by", ["bound", "mean"])
+def test_required_categories_and_the_class_of_the_job(by: str) -> None:
+    mine = policy(required_categories=["animal"], content_class="required", gate={"each_category": True}, decide_by=by)
+    first = [*videos([0.5] * 900, category="animal"), *videos([0.4] * 30, category="human", prefix="h")]
+    second = [*videos([0.5] * 900), *videos([0.45] * 30, prefix="h")]
     evidence = Evidence([pair_scores(metric(first), metric(second))])
     nameless = evaluate(mine, "drafts", evidence)
     assert nameless.reasons == ("the content class of the job is not named",)
     assert evaluate(mine, "drafts", evidence, content_class="animal").passed
     human = evaluate(mine, "drafts", evidence, content_class="human")
-    assert human.reasons == (
-        "vbench subject_consistency in human: 0.8889 of the base, lower 95% bound 0.8889, 0.95 needed (ours)",
-    )
+    (reason,) = human.reasons
+    assert reason.startswith("vbench subject_consistency in human: 0.8889 of the base, ")
+    few = [*videos([0.5] * 900, category="animal"), *videos([0.45] * 19, category="human", prefix="h")]
+    nineteen = evaluate(mine, "drafts", Evidence([pair_scores(metric(few), metric(second))]), content_class="human")
+    assert nineteen.reasons[0] == "vbench subject_consistency in human: 19 videos, 20 needed"
+    assert len(nineteen.reasons) == (2 if by == "bound" else 1)
     food = evaluate(mine, "drafts", evidence, content_class="food")
+    what = "no 95% bound" if by == "bound" else "nothing to compare"
     assert food.reasons == (
-        "vbench subject_consistency in food: 0 videos, 3 needed",
-        "vbench subject_consistency in food: no confidence bound from 0 prompts, 0.95 needed (ours)",
+        "vbench subject_consistency in food: 0 videos, 20 needed",
+        f"vbench subject_consistency in food: {what}: no video; 0.95 needed (ours)",
     )
 
 
@@ -291,52 +418,91 @@ def test_prompts_of_the_calibration_do_not_count_where_held_out_is_asked() -> No
     scores = share(1.0, 6)
     seen = frozenset(pair.prompt_sha256 for pair in scores.pairs[:3])
     evidence = Evidence([scores], seen=seen)
-    assert evaluate(policy(), "drafts", evidence).passed
-    held_out = evaluate(policy(held_out=True), "drafts", evidence)
+    assert evaluate(policy(**MEANS), "drafts", evidence).passed
+    held_out = evaluate(policy(held_out=True, **MEANS), "drafts", evidence)
     assert held_out.reasons == (
         "vbench subject_consistency: 3 videos, 4 needed",
         "vbench subject_consistency: 3 prompts, 4 needed",
     )
     assert any("3 videos left out" in note for note in held_out.notes)
-    unhashed = pair_scores(metric(videos([0.5] * 4, hashed=False)), metric(videos([0.5] * 4, hashed=False)))
-    result = evaluate(policy(held_out=True), "drafts", Evidence([unhashed], seen=seen))
-    assert result.passed
-    assert any("4 videos of unknown prompt" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("unknown", [1, 4, 6])
+def test_videos_of_unknown_prompt_are_not_held_out(unknown: int) -> None:
+    made = [*videos([0.5] * unknown, hashed=False), *videos([0.5] * (6 - unknown), prefix="k")]
+    evidence = Evidence([pair_scores(metric(made), metric(made))], seen=frozenset(["f" * 64]))
+    result = evaluate(policy(held_out=True, **MEANS), "drafts", evidence)
+    assert result.reasons == (
+        f"vbench subject_consistency: {unknown} of 6 videos are of unknown prompt, none may be where held-out prompts "
+        "are asked for; name their prompts with --full-info",
+    )
+    assert [check.kind for check in result.checks if not check.passed] == ["held-out"]
+    open_to_all = evaluate(policy(**MEANS), "drafts", evidence)
+    assert open_to_all.passed
+    note = f"vbench subject_consistency: {unknown} videos of unknown prompt, overlap cannot be ruled out"
+    assert note in open_to_all.notes
+
+
+def test_a_selection_that_is_not_known_is_not_held_out_from() -> None:
+    evidence = Evidence([share(1.0, 6)], selection_known=False)
+    assert evaluate(policy(**MEANS), "drafts", evidence).passed
+    (reason,) = evaluate(policy(held_out=True, **MEANS), "drafts", evidence).reasons
+    assert reason.startswith("the prompts that the variant was selected on are not known; `hfq register`")
+
+
+@pytest.mark.parametrize(
+    ("identical", "unregistered", "passed"), [(0, 6, True), (1, 0, True), (5, 0, True), (1, 1, False), (6, 0, False)]
+)
+def test_clips_with_the_references_pixels_show_nothing_of_the_variant(
+    identical: int, unregistered: int, passed: bool
+) -> None:
+    names = tuple("abcdef"[:identical])
+    evidence = Evidence([share(1.0, 6)], copied=[Copied("hfq ssim", 6, identical, unregistered, names)])
+    result = evaluate(policy(**MEANS), "drafts", evidence)
+    assert result.passed is passed
+    if not passed:
+        (reason,) = result.reasons
+        shown = ", ".join([*names[:5], *(["..."] if identical > 5 else [])])
+        assert reason.startswith(f"hfq ssim: {identical} of 6 clips have exactly the reference's pixels ({shown}) and ")
 
 
 def test_samples_are_not_prompts() -> None:
-    scores = [metric({f"a red cat-{sample}": 0.5 for sample in range(5)}) for _ in range(2)]
+    scores = [metric({f"a red cat-{sample}": 0.5 for sample in range(25)}) for _ in range(2)]
     result = evaluate(policy(), "drafts", Evidence([pair_scores(*scores)]))
     assert result.reasons == (
-        "vbench subject_consistency: 1 prompts, 4 needed",
-        "vbench subject_consistency: no confidence bound from 1 prompts, 0.95 needed (ours)",
+        "vbench subject_consistency: 1 prompts, 20 needed",
+        "vbench subject_consistency: no 95% bound: 1 prompts, 20 needed; 0.95 needed (ours)",
     )
 
 
-def test_human_review_is_a_share_and_a_bound() -> None:
-    mine = policy(review={"min_share": 0.5, "min_accepted": 0.6})
+@pytest.mark.parametrize("by", ["bound", "mean"])
+def test_human_review_is_a_share_and_a_bound(by: str) -> None:
+    mine = policy(review={"min_share": 0.5, "min_accepted": 0.6}, decide_by=by)
+    few = "human review: 7 of 10 accepted, lower 95% bound 0.393, 0.6 needed"
+    none = "human review: 0 of 0 accepted, "
+    none += "lower 95% bound 0.000, 0.6 needed" if by == "bound" else "0.6 needed; a share without a confidence bound"
     for counts, reasons in (
         (ReviewCounts(100, 50, 45), ()),
-        (
-            ReviewCounts(100, 49, 45),
-            ("human review: 49 of 100 clips, 50% needed",),
-        ),
-        (
-            ReviewCounts(10, 10, 7),
-            ("human review: 7 of 10 accepted, lower 95% bound 0.442, 0.6 needed",),
-        ),
+        (ReviewCounts(100, 49, 45), ("human review: 49 of 100 clips, 50% needed",)),
+        (ReviewCounts(10, 10, 7), (few,) if by == "bound" else ()),
+        (ReviewCounts(10, 0, 0), ("human review: 0 of 10 clips, 50% needed", none)),
         (ReviewCounts(0, 0, 0), ("human review: not measured",)),
     ):
         assert evaluate(mine, "drafts", Evidence([share(1)], review=counts)).reasons == reasons
 
 
-@pytest.mark.parametrize(("accepted", "reviewed"), [(0, 5), (7, 10), (45, 50), (20, 20)])
-def test_the_bound_of_the_accepted_share_solves_its_equation(accepted: int, reviewed: int) -> None:
-    """Wilson's bound is the p whose z-score of the observed share is the normal quantile, here 1.6449 at 95 %."""
-    low, high = 0.0, accepted / reviewed
-    for _ in range(80):
-        middle = (low + high) / 2
-        score = (accepted / reviewed - middle) / max(1e-300, (middle * (1 - middle) / reviewed) ** 0.5)
-        low, high = (middle, high) if score > 1.6448536269514722 else (low, middle)
-    assert accepted_bound(accepted, reviewed, 0.95) == pytest.approx(low, abs=1e-9)
-    assert accepted_bound(0, 0, 0.95) == 0
+@pytest.mark.parametrize("by", ["bound", "mean"])
+def test_reviews_that_are_exactly_enough_pass(by: str) -> None:
+    found = share_bound(7, 10, 0.95) if by == "bound" else 0.7
+    for needed, passed in ((found, True), (math.nextafter(found, 1), False)):
+        mine = policy(review={"min_share": 1.0, "min_accepted": needed}, decide_by=by)
+        assert evaluate(mine, "drafts", Evidence([share(1)], review=ReviewCounts(10, 10, 7))).passed is passed
+
+
+def test_reviewed_clips_of_one_prompt_are_no_more_evidence_than_one() -> None:
+    mine = policy(review={"min_share": 0.5, "min_accepted": 0.6})
+    alone, together = ReviewCounts(50, 50, 40), ReviewCounts(50, 50, 40, (1.0,) * 8 + (0.0,) * 2)
+    assert evaluate(mine, "drafts", Evidence([share(1)], review=alone)).passed
+    (reason,) = evaluate(mine, "drafts", Evidence([share(1)], review=together)).reasons
+    shown = float(reason.split("lower 95% bound ")[1].split(",")[0])
+    assert shown == pytest.approx(share_bound(8, 10, 0.95), abs=0.004)

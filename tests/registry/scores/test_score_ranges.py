@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from score_files import entry, pairs, write
-from test_score_policy import policy
+from test_score_policy import MEANS, policy
 
 from hfq.registry.scores.detect import read_score_file
 from hfq.registry.scores.gate import Evidence, evaluate
@@ -89,7 +89,7 @@ def test_opens2v_metrics_have_their_own_limits(
 
 def test_a_gate_fails_what_an_older_release_let_in() -> None:
     ours, base = [95.0 + n / 10 for n in range(5)], [0.97] * 5
-    result = evaluate(policy(), "drafts", Evidence([pairs(ours, base)]))
+    result = evaluate(policy(**MEANS), "drafts", Evidence([pairs(ours, base)]))
     assert [check.kind for check in result.checks if not check.passed] == ["plausible", "plausible"]
     assert result.reasons == (
         "vbench subject_consistency: 5 values of the variant are outside 0..1, such as 95; import them again on the "
@@ -97,17 +97,17 @@ def test_a_gate_fails_what_an_older_release_let_in() -> None:
         f"vbench subject_consistency: {95.2 / 0.97:.4g} times the base, over the 2 that is plausible: compare the two "
         "scales",
     )
-    both = evaluate(policy(), "drafts", Evidence([pairs(ours, ours)]))
+    both = evaluate(policy(**MEANS), "drafts", Evidence([pairs(ours, ours)]))
     assert ["of the base are outside" in reason for reason in both.reasons] == [False, True]
 
 
-@pytest.mark.parametrize(("ratio", "passed"), [(1.02, True), (1.99, True), (2.01, False), (99.0, False)])
+@pytest.mark.parametrize(("ratio", "passed"), [(1.02, True), (1.99, True), (2.0, True), (2.01, False), (99.0, False)])
 @pytest.mark.parametrize("direction", ["higher", "lower"])
 def test_a_ratio_beyond_belief_does_not_pass(ratio: float, passed: bool, direction: str) -> None:
-    """Of features no limits are known: only the ratio can tell."""
+    """Of most features no limits are known: only the ratio can tell."""
     suite = "hfq-features:dino"
     share = ratio if direction == "higher" else 1 / ratio
-    scores = pairs([0.5 * share] * 5, [0.5] * 5, suite=suite, direction=direction)
-    result = evaluate(policy(gate={"suites": [suite]}), "drafts", Evidence([scores]))
+    scores = pairs([0.5 * share] * 5, [0.5] * 5, suite=suite, name="sharpness", direction=direction)
+    result = evaluate(policy(gate={"suites": [suite], "metric": "sharpness"}, **MEANS), "drafts", Evidence([scores]))
     assert result.passed is passed
     assert [check.kind for check in result.checks if not check.passed] == ([] if passed else ["plausible"])
