@@ -13,13 +13,12 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from hfq.schema.atomic import refuse_existing
 from hfq.schema.errors import InterruptedRunError, UsageError
 
 from .calibration import Calibration, load_calibration
 from .calibration_estimate import Estimate, estimate, input_groups
 from .calibration_options import CalibrationOptions
-from .calibration_work import CalibrationWork
+from .calibration_work import CALIBRATION, CalibrationWork, finished_calibration
 from .checkpoint import Checkpoint
 from .collector import Collector, GroupInput
 from .generation import (
@@ -38,6 +37,7 @@ from .pipelines import LoadedModel, adopt_pipeline, load_model
 from .progress import Progress, Silent
 from .prompts import Prompt, check_prompts, read_prompts
 from .schedule import ExpertSchedule
+from .work_folder import check_output
 
 __all__ = ["CalibrationCost", "CalibrationOptions", "Estimate", "calibrate", "calibrate_model", "estimate", "plan_run"]
 
@@ -96,7 +96,7 @@ def calibrate(
         listed = read_prompts(prompts)
     else:
         listed = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
-    refuse_existing(Path(out), resume=resume)
+    check_output(Path(out), CALIBRATION, resume=resume)
     if isinstance(source, Checkpoint | str | os.PathLike | Mapping):
         if isinstance(source, Checkpoint):
             role = next(iter(source.experts)) if len(source.experts) == 1 else None
@@ -162,7 +162,8 @@ def calibrate_model(
         model: from `load_model` or `adopt_pipeline`; its scheduler and boundary are as before afterwards.
         prompts: at least one.
         out: folder to make; `OUT.partial` holds finished prompts while it runs.
-        resume: continue in `OUT.partial` after a crash; finished prompts are not run again.
+        resume: continue in `OUT.partial` after a crash; finished prompts are not run again, and a finished calibration
+            of the same inputs is returned.
 
     Raises:
         OutputExistsError, ResumeMismatchError, NonFiniteActivationError, and what `plan_run` raises
@@ -174,7 +175,25 @@ def calibrate_model(
     # Only the digests of the frames are kept: a thousand first frames would fill the memory.
     digests = {prompt: _frames(model.plan, prompt, options, settings).without_images() for prompt in prompts}
     header = _header(model, settings, options, schedules)
+    if resume and Path(out).exists():
+        finished = finished_calibration(Path(out), header, digests, keep_parts=options.parts)
+        shown.note(f"{out} was complete; nothing was left to do")
+        return finished, CalibrationCost(0.0, 0.0)
     work = CalibrationWork.begin(Path(out), header, digests, resume=resume)
+    try:
+        cost = _run(model, prompts, settings, options, schedules, timesteps, digests, work, shown)
+    finally:
+        work.close()
+        shown.finish()
+    return load_calibration(out), cost
+
+
+def _run(
+    model: LoadedModel, prompts: Sequence[Prompt], settings: GenerationSettings, options: CalibrationOptions,
+    schedules: Mapping[str, ExpertSchedule], timesteps: Sequence[float], digests: Mapping[Prompt, Frames],
+    work: CalibrationWork, shown: Progress,
+) -> CalibrationCost:  # fmt: skip
+    """Run the prompts that are not done yet, and publish."""
     collector = _collector(model, schedules, timesteps, settings, options, shown)
     waiting = [prompt for prompt in prompts if not work.is_done(prompt)]
     shown.start("calibrating", len(waiting) * settings.steps * len(settings.branches), "forwards")
@@ -193,6 +212,7 @@ def calibrate_model(
                 work.write_part(prompt, collector.finish())
         cost = CalibrationCost(time.perf_counter() - started, collector.seconds)
         work.publish(keep_parts=options.parts, progress=shown)
+        return cost
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted; finished prompts are kept", where=work.partial, todo="go on with --resume"
@@ -203,9 +223,6 @@ def calibrate_model(
             found=str(error).split(". ")[0],
             todo="use --offload model or sequential, fewer frames, or a smaller size; then --resume",
         ) from None
-    finally:
-        shown.finish()
-    return load_calibration(out), cost
 
 
 @contextlib.contextmanager

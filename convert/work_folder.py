@@ -114,7 +114,7 @@ def check_output(out: Path, kind: WorkKind, *, resume: bool) -> None:
             folder is and `resume` is false, another process is at work in it, or it holds something else.
         UsageError: the folder that would hold it is not there.
     """
-    if resume and out.exists():
+    if resume and all((out / name).is_file() for name in kind.results):
         return
     refuse_existing(out, resume=True)
     partial = partial_of(out)
@@ -222,7 +222,8 @@ class WorkFolder:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Write a line into the journal; when this returns, a crash cannot lose it."""
-        data = memoryview(canonical_json({"entry": dict(entry), "sha256": sha256_hex(canonical_json(dict(entry)))}) + b"\n")
+        digest = sha256_hex(canonical_json(dict(entry)))
+        data = canonical_json({"entry": dict(entry), "sha256": digest}) + b"\n"
         file = self._lock.file
         # A full disk may have taken half of a line from another thread: nothing is written behind that.
         file.truncate(self._size_bytes)
@@ -295,9 +296,10 @@ class Difference:
 def first_difference(before: Any, now: Any, field: str = "") -> Difference | None:
     """The first field in which two documents differ, in the order of `now`; None when they are equal."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        pairs = [(f"{field}.{name}" if field else str(name), before.get(name), now.get(name)) for name in {**now, **before}]
+        dot = "." if field else ""
+        pairs = [(f"{field}{dot}{name}", before.get(name), now.get(name)) for name in {**now, **before}]
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
-        pairs = [(f"{field}[{index}]", left, right) for index, (left, right) in enumerate(zip(before, now, strict=True))]
+        pairs = [(f"{field}[{index}]", *pair) for index, pair in enumerate(zip(before, now, strict=True))]
     else:
         return None if before == now else Difference(field, _shown(before), _shown(now))
     found = (first_difference(left, right, name) for name, left, right in pairs)

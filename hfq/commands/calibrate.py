@@ -77,10 +77,11 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
     import torch
 
     from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate, plan_run
+    from hfq.convert.calibration_work import CALIBRATION
     from hfq.convert.pipeline_plan import plan_model
     from hfq.convert.pipelines import check_device, load_model
     from hfq.convert.prompts import read_prompts
-    from hfq.schema.atomic import refuse_existing
+    from hfq.convert.work_folder import check_output
 
     prompts = read_prompts(given["prompts"])
     options = CalibrationOptions(
@@ -88,7 +89,7 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
         keep_calls=given["keep_calls"], parts=given["parts"], image=given["image"], last_image=given["last_image"],
     )  # fmt: skip
     if out is not None:
-        refuse_existing(Path(out), resume=given["resume"])
+        check_output(Path(out), CALIBRATION, resume=given["resume"])
     place = {"pipeline": given["pipeline"], "role": given["role"]}
     plan = plan_model(model, **place)
     settings = settings_from(plan.defaults, given)
