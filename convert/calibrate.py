@@ -15,6 +15,7 @@ from torch import nn
 
 from hfq.schema.errors import InterruptedRunError, UsageError
 
+from .architecture import Architecture
 from .calibration import Calibration, load_calibration
 from .calibration_estimate import Estimate, estimate, input_groups
 from .calibration_options import CalibrationOptions
@@ -39,7 +40,8 @@ from .prompts import Prompt, check_prompts, read_prompts
 from .schedule import ExpertSchedule
 from .work_folder import check_output
 
-__all__ = ["CalibrationCost", "CalibrationOptions", "Estimate", "calibrate", "calibrate_model", "estimate", "plan_run"]
+__all__ = ["CalibrationCost", "CalibrationOptions", "Estimate", "calibrate", "calibrate_model", "collector_of",
+           "estimate", "plan_run"]  # fmt: skip
 
 _DTYPES: Final = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -194,7 +196,7 @@ def _run(
     work: CalibrationWork, shown: Progress,
 ) -> CalibrationCost:  # fmt: skip
     """Run the prompts that are not done yet, and publish."""
-    collector = _collector(model, schedules, timesteps, settings, options, shown)
+    collector = collector_of(model.transformers, model.architecture, schedules, timesteps, settings, options, shown)
     waiting = [prompt for prompt in prompts if not work.is_done(prompt)]
     shown.start("calibrating", len(waiting) * settings.steps * len(settings.branches), "forwards")
     started = time.perf_counter()
@@ -301,23 +303,29 @@ def _dtype_name(transformers: Mapping[str, nn.Module]) -> str:
     return _DTYPES[dtype]
 
 
-def _collector(
-    model: LoadedModel,
+def collector_of(
+    transformers: Mapping[str, nn.Module],
+    architecture: Architecture,
     schedules: Mapping[str, ExpertSchedule],
     timesteps: Sequence[float],
     settings: GenerationSettings,
     options: CalibrationOptions,
     progress: Progress,
 ) -> Collector:
+    """The collector of a calibration's statistics.
+
+    Raises:
+        UsageError: a transformer whose linears are not plain ones.
+    """
     inputs = []
-    for role, transformer in model.transformers.items():
-        for group, (site, _) in input_groups(model.architecture).items():
+    for role, transformer in transformers.items():
+        for group, (site, _) in input_groups(architecture).items():
             module = transformer.get_submodule(to_diffusers(f"{site}.weight").removesuffix(".weight"))
             if not isinstance(module, nn.Linear):
                 raise UsageError("not a linear", where=f"{role} {site}", found=type(module).__name__)
             inputs.append(GroupInput(role, group, module))
     return Collector(
-        model.transformers,
+        transformers,
         inputs,
         schedules,
         timesteps,
