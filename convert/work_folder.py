@@ -192,7 +192,8 @@ class WorkFolder:
         """What a killed run had put together is put together again; pieces among it go back to the others."""
         if self._kind.items and (self.result / self._kind.items).is_dir():
             os.rename(self.result / self._kind.items, self.items)
-        self._kind.remove(self.partial, self.result)
+        if self.result.is_dir():
+            self._kind.remove(self.partial, self.result)
         for path in self.partial.iterdir():
             # Outputs of an earlier release stood beside the journal.
             if path.name in self._kind.results or _TEMPORARY.fullmatch(path.name):

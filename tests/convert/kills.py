@@ -12,7 +12,7 @@ from typing import Any
 _CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "link", "fsync", "truncate", "ftruncate")
 
 
-def run_until(instant: int, work: Callable[[], object], *, only: Callable[[str], bool] = lambda name: True) -> bool:
+def run_until(instant: int, work: Callable[[], object], *, only: Callable[[str], object] = lambda call: True) -> bool:
     """Do some work in a child process that is killed just before its change number `instant`, counted from 0.
 
     Args:
@@ -35,7 +35,7 @@ def run_until(instant: int, work: Callable[[], object], *, only: Callable[[str],
     return found != 0
 
 
-def _count_down(instant: int, only: Callable[[str], bool]) -> None:
+def _count_down(instant: int, only: Callable[[str], object]) -> None:
     left = [instant]
 
     def counted(real: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:

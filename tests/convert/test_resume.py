@@ -230,7 +230,7 @@ def test_resuming_what_is_complete_returns_it_if_it_is_what_would_be_made(
 ) -> None:
     out = Path(shutil.copytree(small_delta, tmp_path / "delta"))
     run_resumed(small_base, small_calibration, out)
-    with pytest.raises(OutputExistsError, match="calibration.*is not what would be made"):
+    with pytest.raises(OutputExistsError, match=r"calibration.*is not what would be made"):
         run_resumed(small_base, small_calibration, out, "rtn-hif4")
     other = write_base(tmp_path / "other", seed=1)
     with hfq.open_checkpoint(other) as checkpoint:
