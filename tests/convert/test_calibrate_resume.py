@@ -15,11 +15,18 @@ from kills import run_until
 from tiny_pipelines import TINY_PROMPTS
 from tiny_runs import STEPS, Kills, Raises, bytes_of, calibrated, hooks_of
 
+from hfq.convert.calibration import load_calibration
 from hfq.convert.calibration_work import CalibrationWork
 from hfq.convert.pipelines import LoadedModel, adopt_pipeline
 from hfq.convert.progress import Silent
 from hfq.schema.canonical import content_id
-from hfq.schema.errors import DigestMismatchError, InterruptedRunError, OutputExistsError, ResumeMismatchError
+from hfq.schema.errors import (
+    DigestMismatchError,
+    InterruptedRunError,
+    MissingPathError,
+    OutputExistsError,
+    ResumeMismatchError,
+)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(tiny_model: LoadedModel, tmp_path: Path) -> None:
@@ -144,6 +151,8 @@ def test_interrupting_keeps_finished_prompts(
         calibrated(tiny_model, tmp_path / "out", TINY_PROMPTS, progress=Raises(2 * STEPS + 1, KeyboardInterrupt()))
     assert caught.value.exit_code == 130
     assert hooks_of(tiny_model) == 0
+    with pytest.raises(MissingPathError, match=r"not finished.*--resume"):
+        load_calibration(tmp_path / "out.partial")
     ran: list[str] = []
     write = CalibrationWork.write_part
     monkeypatch.setattr(CalibrationWork, "write_part", lambda self, p, s: (ran.append(p.text), write(self, p, s))[1])

@@ -12,7 +12,6 @@ import pytest
 import torch
 from kills import run_until
 from tiny_pipelines import TINY_PROMPTS
-from tiny_runs import bytes_of
 
 import hfq
 from hfq.cli import run
