@@ -13,13 +13,13 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from hfq.schema.atomic import refuse_existing
 from hfq.schema.errors import InterruptedRunError, UsageError
 
+from .architecture import Architecture
 from .calibration import Calibration, load_calibration
 from .calibration_estimate import Estimate, estimate, input_groups
 from .calibration_options import CalibrationOptions
-from .calibration_work import CalibrationWork
+from .calibration_work import CALIBRATION, CalibrationWork, finished_calibration
 from .checkpoint import Checkpoint
 from .collector import Collector, GroupInput
 from .generation import (
@@ -39,8 +39,10 @@ from .pipelines import LoadedModel, adopt_pipeline, load_model
 from .progress import Progress, Silent
 from .prompts import Prompt, check_prompts, distinct_prompts, read_prompts, repeats_line
 from .schedule import ExpertSchedule
+from .work_folder import check_output
 
-__all__ = ["CalibrationCost", "CalibrationOptions", "Estimate", "calibrate", "calibrate_model", "estimate", "plan_run"]
+__all__ = ["CalibrationCost", "CalibrationOptions", "Estimate", "calibrate", "calibrate_model", "collector_of",
+           "estimate", "plan_run"]  # fmt: skip
 
 _DTYPES: Final = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -99,7 +101,7 @@ def calibrate(
         listed = read_prompts(prompts)
     else:
         listed = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
-    refuse_existing(Path(out), resume=resume)
+    check_output(Path(out), CALIBRATION, resume=resume)
     if isinstance(source, Checkpoint | str | os.PathLike | Mapping):
         if isinstance(source, Checkpoint):
             role = next(iter(source.experts)) if len(source.experts) == 1 else None
@@ -169,7 +171,8 @@ def calibrate_model(
         model: from `load_model` or `adopt_pipeline`; its scheduler and boundary are as before afterwards.
         prompts: at least one; one that occurs again is run once.
         out: folder to make; `OUT.partial` holds finished prompts while it runs.
-        resume: continue in `OUT.partial` after a crash; finished prompts are not run again.
+        resume: continue in `OUT.partial` after a crash; finished prompts are not run again, and a finished calibration
+            of the same inputs is returned.
 
     Raises:
         OutputExistsError, ResumeMismatchError, NonFiniteActivationError, and what `plan_run` raises
@@ -185,8 +188,26 @@ def calibrate_model(
     # Only the digests of the frames are kept: a thousand first frames would fill the memory.
     digests = {prompt: _frames(model.plan, prompt, options, settings).without_images() for prompt in prompts}
     header = _header(model, settings, options, schedules)
+    if resume and Path(out).exists():
+        finished = finished_calibration(Path(out), header, digests, keep_parts=options.parts)
+        shown.note(f"{out} was complete; nothing was left to do")
+        return finished, CalibrationCost(0.0, 0.0)
     work = CalibrationWork.begin(Path(out), header, digests, resume=resume)
-    collector = _collector(model, schedules, timesteps, settings, options, shown)
+    try:
+        cost = _run(model, prompts, settings, options, schedules, timesteps, digests, work, shown)
+    finally:
+        work.close()
+        shown.finish()
+    return load_calibration(out), cost
+
+
+def _run(
+    model: LoadedModel, prompts: Sequence[Prompt], settings: GenerationSettings, options: CalibrationOptions,
+    schedules: Mapping[str, ExpertSchedule], timesteps: Sequence[float], digests: Mapping[Prompt, Frames],
+    work: CalibrationWork, shown: Progress,
+) -> CalibrationCost:  # fmt: skip
+    """Run the prompts that are not done yet, and publish."""
+    collector = collector_of(model.transformers, model.architecture, schedules, timesteps, settings, options, shown)
     waiting = [prompt for prompt in prompts if not work.is_done(prompt)]
     shown.start("calibrating", len(waiting) * settings.steps * len(settings.branches), "forwards")
     started = time.perf_counter()
@@ -204,6 +225,7 @@ def calibrate_model(
                 work.write_part(prompt, collector.finish())
         cost = CalibrationCost(time.perf_counter() - started, collector.seconds)
         work.publish(keep_parts=options.parts, progress=shown)
+        return cost
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted; finished prompts are kept", where=work.partial, todo="go on with --resume"
@@ -214,9 +236,6 @@ def calibrate_model(
             found=str(error).split(". ")[0],
             todo="use --offload model or sequential, fewer frames, or a smaller size; then --resume",
         ) from None
-    finally:
-        shown.finish()
-    return load_calibration(out), cost
 
 
 @contextlib.contextmanager
@@ -295,23 +314,29 @@ def _dtype_name(transformers: Mapping[str, nn.Module]) -> str:
     return _DTYPES[dtype]
 
 
-def _collector(
-    model: LoadedModel,
+def collector_of(
+    transformers: Mapping[str, nn.Module],
+    architecture: Architecture,
     schedules: Mapping[str, ExpertSchedule],
     timesteps: Sequence[float],
     settings: GenerationSettings,
     options: CalibrationOptions,
     progress: Progress,
 ) -> Collector:
+    """The collector of a calibration's statistics.
+
+    Raises:
+        UsageError: a transformer whose linears are not plain ones.
+    """
     inputs = []
-    for role, transformer in model.transformers.items():
-        for group, (site, _) in input_groups(model.architecture).items():
+    for role, transformer in transformers.items():
+        for group, (site, _) in input_groups(architecture).items():
             module = transformer.get_submodule(to_diffusers(f"{site}.weight").removesuffix(".weight"))
             if not isinstance(module, nn.Linear):
                 raise UsageError("not a linear", where=f"{role} {site}", found=type(module).__name__)
             inputs.append(GroupInput(role, group, module))
     return Collector(
-        model.transformers,
+        transformers,
         inputs,
         schedules,
         timesteps,

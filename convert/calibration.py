@@ -31,6 +31,7 @@ from .group_statistics import GroupStatistics, check_values
 from .kept_calls import Inputs, ModelCall, check_inputs, prompt_key
 from .safetensors_file import SafetensorsFile
 from .site_output import even_indices
+from .work_folder import JOURNAL
 
 __all__ = ["DOCUMENT", "PARTS", "STATISTICS", "Calibration", "GroupStatistics", "file_sha256", "load_calibration"]
 
@@ -254,6 +255,13 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     if not folder.is_dir():
         raise MissingPathError(
             "no such calibration", where=folder, todo="make one: hfq calibrate MODEL --prompts FILE -o CAL"
+        )
+    if (folder / JOURNAL).is_file():
+        raise MissingPathError(
+            "a calibration that is not finished",
+            where=folder,
+            expected="a calibration",
+            todo="go on with `hfq calibrate` and the same arguments and --resume",
         )
     document = read_document(folder / DOCUMENT, "calibration")
     statistics = SafetensorsFile(folder / STATISTICS)

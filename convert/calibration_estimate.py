@@ -66,7 +66,7 @@ def call_bytes(plan: ModelPlan, settings: GenerationSettings, dtype_bytes: int) 
     elements = architecture.in_channels * pixels
     elements += (settings.max_sequence_length or architecture.text_len) * architecture.text_dim
     if architecture.image_dim is not None:
-        elements += (architecture.image_tokens or _CLIP_TOKENS) * architecture.image_dim
+        elements += image_tokens(architecture) * architecture.image_dim
     if architecture.vace_blocks:
         elements += (architecture.vace_in_channels or 0) * pixels + architecture.vace_blocks
     # TI2V has a timestep per token: a given first frame is not noise.
@@ -97,8 +97,6 @@ def estimate(
             merged_calls += min(options.kept_calls, cell * prompts)
     each = call_bytes(plan, settings, dtype_bytes)
     tokens = plan.sizes.tokens(settings, architecture.patch_size)
-    linear = sum(site.in_features * site.out_features for site in architecture.sites() if site.in_block)
-    attention = 2 * (architecture.num_layers + architecture.vace_blocks) * tokens * architecture.dim
     # Every prompt's part lies on disk until they are joined: that is also what a resumed run continues from.
     return Estimate(
         statistics_bytes=statistics + calls * each,
@@ -106,5 +104,17 @@ def estimate(
         disk_bytes=statistics * (prompts + 1) + (calls * prompts + merged_calls) * each,
         forwards=prompts * settings.steps * len(settings.branches),
         tokens=tokens,
-        forward_flops=2.0 * tokens * (linear + attention),
+        forward_flops=forward_flops(architecture, tokens),
     )
+
+
+def forward_flops(architecture: Architecture, tokens: int) -> float:
+    """Floating-point operations of the blocks' linears and self-attentions in one forward."""
+    linear = sum(site.in_features * site.out_features for site in architecture.sites() if site.in_block)
+    attention = 2 * (architecture.num_layers + architecture.vace_blocks) * tokens * architecture.dim
+    return 2.0 * tokens * (linear + attention)
+
+
+def image_tokens(architecture: Architecture) -> int:
+    """Tokens of the image embedding of a model with an image branch."""
+    return architecture.image_tokens or _CLIP_TOKENS

@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import resource
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from hfq.schema.atomic import publish_folder, refuse_existing, write_file
+from hfq.schema.atomic import refuse_existing, write_file
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.documents import validate
 from hfq.schema.errors import CalibrationMergeError, UsageError
@@ -30,12 +30,15 @@ from .kept_calls import Inputs, choose_calls
 from .kept_rows import order_of_digests
 from .progress import Progress, Silent
 from .safetensors_writer import SafetensorsWriter
+from .work_folder import WorkFolder, WorkKind
 
 __all__ = ["GroupPlan", "check_mergeable", "merge_calibrations", "merge_groups", "merge_into", "open_leaves",
            "write_calibration"]  # fmt: skip
 
 HEADER: Final = ("base", "settings", "histogram", "schedule")
 """Members of the document that parts of one calibration share."""
+
+_MERGE: Final = WorkKind("merge", "", re.compile(r"(?!)"), frozenset({DOCUMENT, STATISTICS}))
 
 
 def write_calibration(
@@ -166,7 +169,7 @@ def merge_calibrations(
         OutputExistsError, and what `load_calibration` raises
     """
     destination = Path(out)
-    partial = refuse_existing(destination, resume=False)
+    refuse_existing(destination, resume=True)
     with contextlib.ExitStack() as stack:
         folders: list[Path] = []
         for source in sources:
@@ -174,13 +177,13 @@ def merge_calibrations(
                 folders += opened.leaf_folders()
         leaves = open_leaves(folders, stack)
         check_mergeable(leaves)
-        partial.mkdir()
+        # Merging takes no model and little time: the rest of a killed one is taken over, and nothing else stays.
+        folder = WorkFolder(destination, _MERGE, {}, resume=True)
         try:
-            merge_into(partial, leaves, progress or Silent())
-            publish_folder(partial, destination)
+            merge_into(folder.result, leaves, progress or Silent())
+            folder.publish()
         except BaseException:
-            # Merging takes no model and little time: what is left of it would only be in the way.
-            shutil.rmtree(partial, ignore_errors=True)
+            folder.discard()
             raise
     return load_calibration(destination)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hfq.schema.atomic import fsync_folder, publish_folder, refuse_existing, write_file
+from hfq.schema.atomic import fsync_folder
 from hfq.schema.canonical import canonical_json
-from hfq.schema.documents import parse_json, read_bytes
-from hfq.schema.errors import HfqError, MalformedFileError, ResumeMismatchError, UsageError
+from hfq.schema.errors import DigestMismatchError, HfqError, OutputExistsError, ResumeMismatchError, UsageError
 
-from .calibration import PARTS
+from .calibration import DOCUMENT, PARTS, STATISTICS, Calibration, load_calibration
 from .calibration_layout import CallPlan, GroupPlan
 from .calibration_merge import HEADER, merge_into, open_leaves, write_calibration
 from .generation import Frames
@@ -22,22 +21,30 @@ from .group_statistics import RunStatistics
 from .kept_calls import prompt_key
 from .progress import Progress
 from .prompts import Prompt
+from .work_folder import WorkFolder, WorkKind, clear_finished, first_difference
 
-__all__ = ["CalibrationWork"]
+__all__ = ["CALIBRATION", "CalibrationWork", "finished_calibration"]
 
-_STARTED: Final = "started.json"
+_FILES: Final = frozenset({DOCUMENT, STATISTICS})
+CALIBRATION: Final = WorkKind(
+    "calibration",
+    PARTS,
+    re.compile(rf"[0-9a-f]{{16}}(\.partial)?(/({'|'.join(map(re.escape, sorted(_FILES)))}))?"),
+    _FILES,
+)
 
 
 class CalibrationWork:
-    """`OUT.partial/`: `started.json` with everything that decides the result, and `parts/` with finished prompts.
+    """An open work folder whose pieces are the parts of finished prompts.
 
     Attributes:
         partial: the folder.
     """
 
-    def __init__(self, out: Path, partial: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, dict[str, Any]]):
-        self._out, self.partial = out, partial
-        self._header, self._entries = header, prompts
+    def __init__(self, folder: WorkFolder, header: Mapping[str, Any], entries: Mapping[Prompt, dict[str, Any]]) -> None:
+        self.partial = folder.partial
+        self._work, self._header, self._entries = folder, header, entries
+        self._written = {entry["prompt"]: entry["calibration"] for entry in folder.entries}
 
     @classmethod
     def begin(
@@ -52,33 +59,67 @@ class CalibrationWork:
             resume: go on in an existing folder.
 
         Raises:
-            OutputExistsError
-            ResumeMismatchError: naming the first difference.
+            what `WorkFolder` raises
+            ResumeMismatchError, DigestMismatchError: a part that is not of these inputs, or was changed.
             UsageError: two prompts with one text and the same frames.
         """
-        partial = refuse_existing(out, resume=resume)
-        work = cls(out, partial, header, {prompt: _entry(prompt, frames) for prompt, frames in prompts.items()})
+        entries = {prompt: _entry(prompt, frames) for prompt, frames in prompts.items()}
         keys: dict[str, Prompt] = {}
-        for prompt in prompts:
-            other = keys.setdefault(work.key(prompt), prompt)
+        for prompt, entry in entries.items():
+            other = keys.setdefault(prompt_key(entry), prompt)
             if other is not prompt:
                 raise UsageError("one prompt twice, with the same frames", found=f"{other.label} and {prompt.label}")
-        started = partial / _STARTED
-        numbered = {f"{number}": entry for number, entry in enumerate(work._entries.values(), 1)}
-        document = parse_json(canonical_json({**header, "prompts": numbered}), _STARTED)
-        if started.exists():
-            _compare(parse_json(read_bytes(started), str(started)), document, started)
-        else:
-            (partial / PARTS).mkdir(parents=True, exist_ok=True)
-            write_file(started, canonical_json(document))
+        work = cls(WorkFolder(out, CALIBRATION, _inputs(header, entries), resume=resume), header, entries)
+        try:
+            work._check_parts()
+        except BaseException:
+            work.close()
+            raise
         return work
+
+    def _check_parts(self) -> None:
+        """Drop what a killed run left half written, and take nothing for finished that is not."""
+        prompts = {self._folder(prompt).name: prompt for prompt in self._entries}
+        for unfinished in self._work.items.glob("*.partial"):
+            folder = unfinished.with_suffix("")
+            if folder.name in prompts and not folder.exists() and self._is_written(prompts[folder.name], unfinished):
+                os.rename(unfinished, folder)  # killed when only its name was missing
+            else:
+                self._work.remove(unfinished)
+        for folder in sorted(self._work.items.iterdir()):
+            try:
+                with load_calibration(folder) as part:
+                    document = part.document
+            except HfqError:
+                if not self._work.is_new:
+                    raise
+                self._work.remove(folder)  # of a finished run, killed while it removed this
+                continue
+            prompt = prompts.get(folder.name)
+            found = {member: document[member] for member in HEADER}
+            found["prompts"] = document["parts"][0]["prompts"]
+            if prompt is None or first_difference(found, {**self._header, "prompts": [self._entries[prompt]]}):
+                raise ResumeMismatchError(
+                    "a part that was made with other inputs", where=folder, todo="remove it and run again"
+                )
+            if self._written.get(self.key(prompt), document["id"]) != document["id"]:
+                raise DigestMismatchError(
+                    "a part of the unfinished calibration was changed", where=folder, todo="remove it and run again"
+                )
+
+    def _is_written(self, prompt: Prompt, folder: Path) -> bool:
+        try:
+            with load_calibration(folder) as part:
+                return self._written.get(self.key(prompt)) == part.id
+        except HfqError:
+            return False
 
     def key(self, prompt: Prompt) -> str:
         """64 hex digits that name a prompt: its text and its frames."""
         return prompt_key(self._entries[prompt])
 
     def _folder(self, prompt: Prompt) -> Path:
-        return self.partial / PARTS / self.key(prompt)[:16]
+        return self._work.items / self.key(prompt)[:16]
 
     def is_done(self, prompt: Prompt) -> bool:
         """Whether the prompt's part is there."""
@@ -88,8 +129,6 @@ class CalibrationWork:
         """Keep the statistics and the calls of one prompt."""
         folder = self._folder(prompt)
         unfinished = folder.with_name(folder.name + ".partial")
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
         unfinished.mkdir()
         plans = [GroupPlan.of(role, group, statistics) for (role, group), statistics in found.groups.items()]
         calls = {
@@ -98,7 +137,7 @@ class CalibrationWork:
             for index, call in enumerate(of_role)
         }
         try:
-            write_calibration(
+            identity = write_calibration(
                 unfinished,
                 self._header,
                 plans,
@@ -108,8 +147,9 @@ class CalibrationWork:
                 read_call=calls.__getitem__,
             )
         except (OSError, HfqError):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            self._work.remove(unfinished)
             raise
+        self._work.add({"prompt": self.key(prompt), "calibration": identity})
         os.rename(unfinished, folder)
         fsync_folder(folder.parent)
 
@@ -117,33 +157,57 @@ class CalibrationWork:
         """Join the parts and give the folder its name.
 
         Raises:
-            ResumeMismatchError: a part that was not made with these inputs.
             DigestMismatchError, MalformedFileError: a part that was changed.
+            OutputExistsError: something of that name has appeared.
         """
-        self._remove_rests()
         with contextlib.ExitStack() as stack:
             leaves = open_leaves([self._folder(prompt) for prompt in self._entries], stack)
-            for leaf, entry in zip(leaves, self._entries.values(), strict=True):
-                right = {**self._header, "prompts": [entry]}
-                found = {member: leaf.document[member] for member in HEADER}
-                found["prompts"] = leaf.document["parts"][0]["prompts"]
-                if canonical_json(found) != canonical_json(right):
-                    raise ResumeMismatchError(
-                        "a part that was made with other inputs", where=leaf.path, todo="remove it and run again"
-                    )
-            merge_into(self.partial, leaves, progress)
-        (self.partial / _STARTED).unlink()
-        if not keep_parts:
-            shutil.rmtree(self.partial / PARTS)
-        publish_folder(self.partial, self._out)
+            merge_into(self._work.result, leaves, progress)
+        if keep_parts:
+            self._work.keep_items()
+        self._work.publish()
 
-    def _remove_rests(self) -> None:
-        """What a killed run left half written."""
-        expected = {_STARTED, PARTS}
-        parts = {self._folder(prompt).name for prompt in self._entries}
-        for place in [*self.partial.iterdir(), *(self.partial / PARTS).iterdir()]:
-            if place.name not in (parts if place.parent.name == PARTS else expected):
-                shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+    def close(self) -> None:
+        """Stop; the folder stays."""
+        self._work.close()
+
+
+def finished_calibration(
+    out: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, Frames], *, keep_parts: bool
+) -> Calibration:
+    """The calibration that is there, if it is the one that would be made.
+
+    Raises:
+        OutputExistsError: it is not.
+    """
+    there, todo = "the output is already there, and is not what would be made", "choose another name, or remove it"
+    entries = {prompt: _entry(prompt, frames) for prompt, frames in prompts.items()}
+    try:
+        calibration = load_calibration(out)
+        calibration.verify_bytes()
+        leaves = calibration.leaf_folders()
+    except HfqError as error:
+        raise OutputExistsError(there, where=out, found=str(error), todo=todo) from None
+    made = {member: calibration.document[member] for member in ("base", "settings", "schedule", "histogram")}
+    made["prompts"] = _sorted(prompt for part in calibration.document["parts"] for prompt in part["prompts"])
+    found = first_difference(made, {**_inputs(header, entries), "prompts": _sorted(entries.values())})
+    if found is not None:
+        raise OutputExistsError(there, where=f"{out}: {found.field}", expected=found.now, found=found.before, todo=todo)
+    if keep_parts and leaves == [out]:
+        raise OutputExistsError(there, where=out, expected="one with its parts", found="no parts", todo=todo)
+    clear_finished(out, CALIBRATION, _inputs(header, entries))
+    return calibration
+
+
+def _inputs(header: Mapping[str, Any], entries: Mapping[Prompt, dict[str, Any]]) -> dict[str, Any]:
+    """What decides the result, in this order: another setting explains another schedule."""
+    prompts = {f"{number}": entry for number, entry in enumerate(entries.values(), 1)}
+    ordered = {"base": header["base"], "settings": header["settings"], "prompts": prompts}
+    return {**ordered, "schedule": header["schedule"], "histogram": header["histogram"]}
+
+
+def _sorted(prompts: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(prompts, key=canonical_json)
 
 
 def _entry(prompt: Prompt, frames: Frames) -> dict[str, Any]:
@@ -152,21 +216,3 @@ def _entry(prompt: Prompt, frames: Frames) -> dict[str, Any]:
         if value is not None:
             entry[name] = value
     return entry
-
-
-def _compare(before: Any, now: Mapping[str, Any], where: Path) -> None:
-    if not isinstance(before, dict) or not all(isinstance(before.get(member), dict) for member in now):
-        raise MalformedFileError("not the record of an unfinished calibration", where=where, todo="remove the folder")
-    # In this order: another setting explains another schedule.
-    for member in ("base", "settings", "prompts", "schedule", "histogram"):
-        # The number of kept calls may only follow from that of kept rows.
-        for name in sorted({*before[member], *now[member]}, key=lambda name: (name == "keep_calls", name)):
-            left, right = before[member].get(name), now[member].get(name)
-            if left != right:
-                raise ResumeMismatchError(
-                    "the unfinished calibration was started with other inputs",
-                    where=f"{where.parent}: {member}.{name}",
-                    expected=str(left)[:80],
-                    found=str(right)[:80],
-                    todo="use the same settings, or remove the folder",
-                )

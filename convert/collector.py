@@ -113,6 +113,11 @@ class Collector:
         if self._keeper is not None:
             self._keeper.begin_prompt(prompt_sha256)
 
+    def settle(self) -> None:
+        """Work on everything that waits, so that `seconds` is of all that was seen."""
+        with self._timed(next(self._inputs[0].module.parameters()).device):
+            self._flush()
+
     def finish(self) -> RunStatistics:
         """Statistics and kept calls of the run.
 

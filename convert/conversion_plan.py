@@ -27,7 +27,7 @@ from .stage_rules import check_width
 from .weight_counts import keep_warnings
 from .weights import NUMERICS
 
-__all__ = ["SAMPLES_HELD", "STATISTICS_HELD", "Plan", "journal_inputs", "plan_conversion"]
+__all__ = ["SAMPLES_HELD", "STATISTICS_HELD", "Plan", "inputs_of_delta", "journal_inputs", "plan_conversion"]
 
 STATISTICS_HELD: Final = 2
 """Input groups: sites that stand together in a file share a few."""
@@ -229,8 +229,23 @@ def journal_inputs(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
             role: {name: list(expert.info(name).shape) for name in expert.names}
             for role, expert in checkpoint.experts.items()
         },
-        "recipe": dict(plan.recipe.document),
+        # Another calibration explains another recipe: it stands before it.
         "calibration": None if plan.calibration is None else plan.calibration.id,
+        "recipe": dict(plan.recipe.document),
         "selection": plan.selection.document,
         **({} if measuring is None else {"measuring": measuring.id}),
+    }
+
+
+def inputs_of_delta(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What `journal_inputs` gave when a delta was made, as far as its document says."""
+    return {
+        "numerics": document["numerics"],
+        "base": {
+            role: {name: entry["shape"] for name, entry in expert["tensors"].items()}
+            for role, expert in document["base"]["experts"].items()
+        },
+        "calibration": None if document["calibration"] is None else document["calibration"]["id"],
+        "recipe": document["recipe"],
+        "selection": document["selection"],
     }

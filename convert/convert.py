@@ -7,6 +7,7 @@ whatever the number of blocks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -20,21 +21,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from hfq.schema.atomic import publish_folder, refuse_existing, write_file
+from hfq.schema.atomic import write_file
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.documents import validate
-from hfq.schema.errors import HfqError, ResumeMismatchError, UnreadableFileError
+from hfq.schema.errors import HfqError, OutputExistsError, ResumeMismatchError, UnreadableFileError
 
 from .analyze import Analysis
 from .architecture import Site
 from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
 from .clip_choice import choose_headrooms, error_at
-from .conversion_plan import SAMPLES_HELD, STATISTICS_HELD, Plan, journal_inputs, plan_conversion
+from .conversion_plan import SAMPLES_HELD, STATISTICS_HELD, Plan, inputs_of_delta, journal_inputs, plan_conversion
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
 from .finite import NonFinite, non_finite_line
 from .identity import FileWitness, Identity, same_weights
-from .journal import Journal
+from .journal import CONVERSION, Journal
 from .plain_site import PlainSite
 from .progress import Progress, Silent
 from .prompts import Prompt
@@ -50,6 +51,7 @@ from .site_output import RowOutputs
 from .stage_rules import NEEDS_CALIBRATION
 from .weight_counts import count_bits
 from .weights import NUMERICS, check_finite
+from .work_folder import WorkFolder, check_output, clear_finished, first_difference
 
 __all__ = ["Conversion", "WitnessOptions", "quantize"]
 
@@ -77,7 +79,7 @@ def quantize(
         calibration: folder or Calibration. When the recipe needs none, its kept input rows measure the linears'
             outputs for the report, and nothing else.
         out: folder to make. Unfinished work is in `OUT.partial`.
-        resume: go on in `OUT.partial`.
+        resume: go on in `OUT.partial`; an output that is complete, of the same base and inputs, is returned.
         hash_files: also hash the checkpoint's files (witnesses in `provenance.json`).
         trust_witness: do not hash files again that this machine has hashed before and that have not changed since
             (size, times, inode); `provenance.json` says which.
@@ -95,25 +97,56 @@ def quantize(
     """
     shown = progress or Silent()
     destination = Path(out)
-    partial = refuse_existing(destination, resume=resume)
+    check_output(destination, CONVERSION, resume=resume)
     plan = plan_conversion(
         checkpoint, recipe, calibration, shown, analysis=analysis, evaluation_prompts=evaluation_prompts
     )
-    journal = Journal(partial, journal_inputs(checkpoint, plan))
-    try:
-        witness = WitnessOptions(hash_files, trust_witness)
-        Conversion(checkpoint, plan, journal, shown, witness).run()
-    except BaseException as error:
-        # Bad input does not get better by resuming; an interruption, a full disk or a lost network share does.
-        if not isinstance(error, HfqError) or isinstance(error, UnreadableFileError):
-            shown.note(f"unfinished work is in {partial}; the same command with --resume goes on there")
-        elif journal.is_new:
-            journal.discard()
-        raise
-    finally:
-        journal.close()
-    publish_folder(partial, destination)
+    inputs = journal_inputs(checkpoint, plan)
+    if resume and destination.exists():
+        return _finished(destination, checkpoint, inputs, shown)
+    folder = WorkFolder(destination, CONVERSION, inputs, resume=resume)
+    with contextlib.closing(folder):
+        try:
+            witness = WitnessOptions(hash_files, trust_witness)
+            Conversion(checkpoint, plan, Journal(folder), shown, witness).run()
+        except BaseException as error:
+            # Bad input does not get better by resuming; an interruption, a full disk or a lost network share does.
+            if not isinstance(error, HfqError) or isinstance(error, UnreadableFileError):
+                shown.note(f"unfinished work is in {folder.partial}; the same command with --resume goes on there")
+            elif folder.is_new:
+                folder.discard()
+            raise
+        folder.publish()
     return load_delta(destination)
+
+
+def _finished(destination: Path, checkpoint: Checkpoint, inputs: Mapping[str, Any], progress: Progress) -> Delta:
+    """The delta that is there, if it is the one that would be made: the base is read, and nothing is computed.
+
+    Raises:
+        OutputExistsError: it is not.
+    """
+    there, todo = "the output is already there, and is not what would be made", "choose another name, or remove it"
+    try:
+        delta = load_delta(destination)
+    except HfqError as error:
+        raise OutputExistsError(there, where=destination, found=str(error), todo=todo) from None
+    try:
+        made = inputs_of_delta(delta.document)
+        found = first_difference(made, {name: inputs[name] for name in made})
+        if found is None:
+            roots = {role: expert.identity(progress).bf16_root for role, expert in checkpoint.experts.items()}
+            found = first_difference({role: delta.root(role) for role in roots}, roots)
+        if found is not None:
+            raise OutputExistsError(
+                there, where=f"{destination}: {found.field}", expected=found.now, found=found.before, todo=todo
+            )
+        clear_finished(destination, CONVERSION, inputs)
+    except BaseException:
+        delta.close()
+        raise
+    progress.note(f"{destination} was complete; nothing was left to do")
+    return delta
 
 
 @dataclass(frozen=True)
@@ -137,7 +170,7 @@ class Conversion:
         self._samples: dict[tuple[str, str], Tensor] = {}
 
     def run(self) -> None:
-        """Read the base, do what is not done yet, and write the delta's four files into the partial folder."""
+        """Read the base, do what is not done yet, and write the delta's four files into the folder of the result."""
         started = time.perf_counter()
         identities: dict[str, Identity] = {}
         witnesses: dict[str, tuple[FileWitness, ...]] = {}
@@ -153,8 +186,8 @@ class Conversion:
             )
             identities[role], witnesses[role], non_finite[role] = scan.identity, scan.witnesses, scan.non_finite
             self._plan.check_root(role, scan.identity.bf16_root)
-        partial = self._journal.partial
-        state = self._write_state(partial / STATE)
+        result = self._journal.folder.result
+        state = self._write_state(result / STATE)
         headrooms = self._choose_headrooms()
         document = self._document(identities, state, headrooms)
         validate(document, "ptq-state", DOCUMENT)
@@ -179,13 +212,12 @@ class Conversion:
             witnesses,
             non_finite,
             seconds=time.perf_counter() - started,
-            resumed=not self._journal.is_new,
+            resumed=not self._journal.folder.is_new,
             evaluation=self._plan.evaluation,
         )
         validate(provenance, "provenance", PROVENANCE)
         for name, content in ((REPORT, report), (PROVENANCE, provenance), (DOCUMENT, document)):
-            write_file(partial / name, canonical_json(content) + b"\n")
-        self._journal.clear()
+            write_file(result / name, canonical_json(content) + b"\n")
 
     def _begin(self, role: str, name: str, shape: tuple[int, ...]) -> RowWork[None] | None:
         """How a tensor is handled a few rows at a time, where that is possible."""
@@ -235,7 +267,7 @@ class Conversion:
         if done is not None and done["weight"] != tensor.bf16_sha256:
             raise ResumeMismatchError(
                 "the unfinished conversion was started with another base",
-                where=f"{self._journal.partial}: {role} {tensor.name}",
+                where=f"{self._journal.folder.partial}: {role} {tensor.name}",
                 expected=f"{done['weight'][:12]}…",
                 found=f"{tensor.bf16_sha256[:12]}…",
                 todo="use the same base, or remove the folder and start again",

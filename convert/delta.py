@@ -28,12 +28,12 @@ from .delta_check import check_content
 from .recipe import Recipe
 from .routing import Route
 from .safetensors_file import SafetensorsFile
+from .work_folder import JOURNAL
 
-__all__ = ["DOCUMENT", "PROVENANCE", "REPORT", "STATE", "UNFINISHED", "Delta", "load_delta", "state_name"]
+__all__ = ["DOCUMENT", "PROVENANCE", "REPORT", "STATE", "Delta", "load_delta", "state_name"]
 
 DOCUMENT: Final = "ptq_state.json"
 STATE: Final = "ptq_state.safetensors"
-UNFINISHED: Final = "journal.jsonl"  # of a conversion in its `.partial` folder
 PROVENANCE: Final = "provenance.json"
 REPORT: Final = "report.json"
 
@@ -148,7 +148,7 @@ def load_delta(path: str | os.PathLike[str]) -> Delta:
     folder = Path(path)
     if not folder.is_dir():
         raise MissingPathError("no such delta", where=folder, expected=f"a folder with {DOCUMENT}")
-    if (folder / UNFINISHED).is_file():
+    if (folder / JOURNAL).is_file():
         raise MissingPathError(
             "a conversion that is not finished",
             where=folder,

@@ -97,7 +97,13 @@ def publish_file(temporary: Path, path: Path) -> None:
 
 
 def publish_folder(partial: Path, out: Path) -> None:
-    """Give a finished folder its name."""
+    """Give a finished folder its name.
+
+    Raises:
+        OutputExistsError: something of that name has appeared.
+    """
+    if out.exists() or out.is_symlink():  # renaming onto an empty folder would succeed
+        raise OutputExistsError("the output appeared meanwhile", where=out, todo="choose another name, or remove it")
     fsync_folder(partial)
     os.rename(partial, out)
     fsync_folder(out.parent)

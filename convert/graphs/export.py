@@ -17,7 +17,7 @@ from hfq.convert.checkpoint import Checkpoint
 from hfq.convert.clip import BINS
 from hfq.convert.delta import Delta
 from hfq.convert.progress import Progress, Silent
-from hfq.schema.atomic import fsync_folder
+from hfq.schema.atomic import publish_file
 from hfq.schema.errors import OutputExistsError, UsageError
 from hfq.schema.version import VERSION
 
@@ -245,13 +245,16 @@ def _temporary(parent: Path) -> Iterator[Path]:
 
 
 def _publish(moves: list[tuple[Path, Path]]) -> None:
-    """Give finished files their names, weights first: a graph that is there is whole."""
+    """Give finished files their names, weights first: a graph that is there is whole.
+
+    Raises:
+        OutputExistsError: something of such a name has appeared; it is not replaced.
+    """
     for source, _ in moves:
         with open(source, "rb") as file:
             os.fsync(file.fileno())
     for source, target in moves:
-        os.rename(source, target)
-    fsync_folder(moves[0][1].parent)
+        publish_file(source, target)
 
 
 def _metadata(

@@ -34,7 +34,11 @@ __all__ = ["calibrate_command"]
 @click.option("--keep-calls", type=click.IntRange(min=0, max=1000), show_default="1 with --keep-inputs, else 0",
               help="Whole model inputs kept per expert, timestep bin and branch, for errors of blocks.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on in OUT.partial; finished prompts are not run again.")
-@click.option("--dry-run", is_flag=True, help="Print memory, disk and time, and stop; no weight is read.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print memory, disk and time, and stop: no weight is read, some forwards are measured.",
+)
 @generation_options
 @json_option
 def calibrate_command(sources: tuple[str, ...], out: str | None, merge: bool, as_json: bool, **given: Any) -> None:
@@ -77,10 +81,12 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
     import torch
 
     from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate, plan_run
+    from hfq.convert.calibration_timing import measure_run_time
+    from hfq.convert.calibration_work import CALIBRATION
     from hfq.convert.pipeline_plan import plan_model
     from hfq.convert.pipelines import check_device, load_model
     from hfq.convert.prompts import distinct_prompts, read_prompts, repeats_line
-    from hfq.schema.atomic import refuse_existing
+    from hfq.convert.work_folder import check_output
 
     listed = read_prompts(given["prompts"])
     prompts, repeats = distinct_prompts(listed), repeats_line(listed)
@@ -91,7 +97,7 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
         keep_calls=given["keep_calls"], parts=given["parts"], image=given["image"], last_image=given["last_image"],
     )  # fmt: skip
     if out is not None:
-        refuse_existing(Path(out), resume=given["resume"])
+        check_output(Path(out), CALIBRATION, resume=given["resume"])
     place = {"pipeline": given["pipeline"], "role": given["role"]}
     plan = plan_model(model, **place)
     settings = settings_from(plan.defaults, given)
@@ -108,13 +114,12 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
     ]
     if given["dry_run"]:
         check_device(given["device"], given["offload"])
-        rows = min(expected.tokens, 512 if given["device"] == "cpu" else 8192)
-        rate = matmul_rate(given["device"], rows, plan.architecture.dim, plan.architecture.ffn_dim)
-        seconds = expected.forwards * expected.forward_flops / rate
+        took = measure_run_time(plan, settings, options, expected, device=given["device"], dtype=dtype)
         lines.append(
-            f"time        at least {format_seconds(seconds)}, from a matrix-multiply probe on {given['device']}"
+            f"time        about {format_seconds(took.seconds)} without loading and text encoder; measured: {took.basis}"
         )
-        emit({**expected.__dict__, "free_bytes": free, "seconds": seconds}, "\n".join(lines), as_json)
+        document = {"free_bytes": free, "seconds": took.seconds, "seconds_basis": took.basis}
+        emit({**expected.__dict__, **document}, "\n".join(lines), as_json)
         return
     for line in lines:
         note(line)
@@ -134,23 +139,6 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
         f"{100 * cost.overhead:.0f} % over plain generation",
         as_json,
     )  # fmt: skip
-
-
-def matmul_rate(device: str, rows: int, width: int, wider: int) -> float:
-    """Floating-point operations per second of BF16 products [rows, width] x [width, wider] on a device, from half a
-    second of work."""
-    import time
-
-    import torch
-
-    left = torch.ones(rows, width, dtype=torch.bfloat16, device=device)
-    right = torch.ones(width, wider, dtype=torch.bfloat16, device=device)
-    (left @ right).sum().item()
-    started, count = time.perf_counter(), 0
-    while count == 0 or time.perf_counter() - started < 0.5:
-        (left @ right).sum().item()
-        count += 1
-    return count * 2.0 * rows * width * wider / (time.perf_counter() - started)
 
 
 def _rows(text: str) -> int | None:

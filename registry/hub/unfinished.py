@@ -6,16 +6,17 @@ to the call and removes it), so files stay here under a name that says which byt
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import re
 import shutil
 import stat
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from hfq.schema.atomic import publish_folder, refuse_existing
+from hfq.schema.atomic import partial_of, publish_folder, refuse_existing
 from hfq.schema.errors import OutputExistsError, UnreadableFileError
+from hfq.schema.folder_lock import HOLDER, FolderLock
 
 from .files import NAMES
 from .listing import ListedFile
@@ -23,6 +24,7 @@ from .listing import ListedFile
 __all__ = ["Unfinished"]
 
 _MARK: Final = ".hfq-pull"
+_MARKS: Final = (_MARK, _MARK + HOLDER)
 _INCOMPLETE: Final = re.compile(rf"(?:{'|'.join(map(re.escape, NAMES))})\.[0-9a-f]{{40,64}}\.incomplete")
 
 
@@ -33,9 +35,9 @@ class Unfinished:
         folder: `OUT.partial`.
     """
 
-    def __init__(self, folder: Path, mark: BinaryIO) -> None:
+    def __init__(self, folder: Path, lock: FolderLock) -> None:
         self.folder = folder
-        self._mark = mark
+        self._lock = lock
 
     @classmethod
     def begin(cls, out: Path) -> Unfinished:
@@ -46,15 +48,16 @@ class Unfinished:
             UsageError: the folder for the output does not exist.
             UnreadableFileError
         """
-        folder = refuse_existing(out, resume=True)
         try:
+            _end_publishing(out)
+            folder = refuse_existing(out, resume=True)
             if not folder.exists() and not folder.is_symlink():
                 _make(folder)
             _refuse_foreign(folder)
-            mark = _lock(folder)
+            lock = FolderLock(folder / _MARK, "pull")
         except OSError as error:
-            raise UnreadableFileError("cannot be made", where=folder, found=error.strerror) from error
-        return cls(folder, mark)
+            raise UnreadableFileError("cannot be made", where=partial_of(out), found=error.strerror) from error
+        return cls(folder, lock)
 
     def incomplete(self, file: ListedFile) -> Path:
         """Where a file lies until all of it is there: another content has another name."""
@@ -73,23 +76,31 @@ class Unfinished:
         Raises:
             OSError
         """
-        wanted = {_MARK, *(file.name for file in files), *(self.incomplete(file).name for file in files)}
+        wanted = {*_MARKS, *(file.name for file in files), *(self.incomplete(file).name for file in files)}
         for path in self.folder.iterdir():
             if path.name not in wanted:
                 path.unlink()
 
     def leave(self) -> int:
         """Stop; what has arrived stays for the next pull. Returns its bytes; of none, nothing stays."""
-        arrived_bytes = sum(path.stat().st_size for path in self.folder.iterdir())
-        if not arrived_bytes:
+        arrived_bytes = sum(path.stat().st_size for path in self._arrived())
+        if arrived_bytes:
+            self._lock.release()
+        else:
             self.discard()
-        self._mark.close()
         return arrived_bytes
 
     def discard(self) -> None:
         """Stop and remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._mark.close()
+        for path in self._arrived():
+            path.unlink()
+        self._lock.remove()
+        with contextlib.suppress(OSError):  # something of somebody else has come into it
+            self.folder.rmdir()
+
+    def _arrived(self) -> list[Path]:
+        names = sorted(os.listdir(self.folder)) if self.folder.exists() else []  # else it has its name already
+        return [self.folder / name for name in names if name in NAMES or _INCOMPLETE.fullmatch(name)]
 
     def publish(self, out: Path) -> None:
         """Give the folder, with verified files only, its name; an `out` that appeared meanwhile is not replaced.
@@ -97,13 +108,9 @@ class Unfinished:
         Raises:
             OutputExistsError, OSError
         """
-        if out.exists() or out.is_symlink():  # renaming onto an empty folder would succeed
-            raise OutputExistsError(
-                "the output appeared meanwhile", where=out, todo="choose another name, or remove it"
-            )
         publish_folder(self.folder, out)
-        (out / _MARK).unlink()  # only now: a folder without it, left by a kill, would look like somebody else's
-        self._mark.close()
+        self._lock.moved_to(out)
+        self._lock.remove()  # only now: a folder without it, left by a kill, would look like somebody else's
 
 
 def _make(folder: Path) -> None:
@@ -128,7 +135,7 @@ def _refuse_foreign(folder: Path) -> None:
     odd = [
         name
         for name, entry in entries.items()
-        if not (name in (*NAMES, _MARK) or _INCOMPLETE.fullmatch(name)) or not stat.S_ISREG(entry.st_mode)
+        if not (name in (*NAMES, *_MARKS) or _INCOMPLETE.fullmatch(name)) or not stat.S_ISREG(entry.st_mode)
     ]
     if _MARK not in entries or odd or found.st_uid != os.getuid():
         raise OutputExistsError(
@@ -139,17 +146,8 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _lock(folder: Path) -> BinaryIO:
-    mark = open(folder / _MARK, "rb+")  # noqa: SIM115 - held open: the lock ends with it
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Taken between another's last step and its end, the lock is on a file that is no longer in this folder.
-        held = os.path.samestat(os.fstat(mark.fileno()), os.stat(folder / _MARK))
-    except (BlockingIOError, FileNotFoundError):
-        held = False
-    if not held:
-        mark.close()
-        raise OutputExistsError(
-            "another pull is at work in this folder", where=folder, todo="wait for it, or choose another name"
-        )
-    return mark
+def _end_publishing(out: Path) -> None:
+    """A pull that was killed right after it gave the folder its name left its mark in it."""
+    if (out / _MARK).is_file() and not (out / _MARK).is_symlink():
+        with contextlib.suppress(OutputExistsError):
+            FolderLock(out / _MARK, "pull").remove()

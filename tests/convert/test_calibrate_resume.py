@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import run_until
 from tiny_pipelines import TINY_PROMPTS
 from tiny_runs import STEPS, Kills, Raises, bytes_of, calibrated, hooks_of
 
+from hfq.convert.calibration import load_calibration
 from hfq.convert.calibration_work import CalibrationWork
 from hfq.convert.pipelines import LoadedModel, adopt_pipeline
-from hfq.schema.errors import InterruptedRunError, OutputExistsError, ResumeMismatchError
+from hfq.convert.progress import Silent
+from hfq.schema.canonical import content_id
+from hfq.schema.errors import (
+    DigestMismatchError,
+    InterruptedRunError,
+    MissingPathError,
+    OutputExistsError,
+    ResumeMismatchError,
+)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(tiny_model: LoadedModel, tmp_path: Path) -> None:
@@ -36,6 +49,100 @@ def test_a_killed_run_resumes_to_the_same_bytes(tiny_model: LoadedModel, tmp_pat
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_killed_at_any_instant_of_publishing_no_prompt_runs_again(
+    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, in and after the rename, and in the clean-up; with parts that are kept."""
+    calibrated(tiny_model, tmp_path / "whole", TINY_PROMPTS, parts=True).close()
+    out, partial, kept = tmp_path / "out", tmp_path / "out.partial", tmp_path / "kept"
+
+    def all_done() -> None:
+        calibrated(tiny_model, out, TINY_PROMPTS, parts=True, resume=True).close()
+
+    def changes(call: str) -> bool:
+        return call.split()[0] in ("rename", "unlink", "rmdir", "mkdir") and str(partial) in call and ".tmp" not in call
+
+    assert run_until(0, all_done, only=lambda call: call.startswith("rename") and call.endswith("/result/parts"))
+    partial.rename(kept)  # every prompt is done, and the result is complete but for its parts
+    ran: list[str] = []
+    monkeypatch.setattr(CalibrationWork, "write_part", lambda self, prompt, found: ran.append(prompt.text))
+    instant = 0
+    while True:
+        shutil.copytree(kept, partial)
+        if not run_until(instant, all_done, only=changes):
+            break
+        assert not out.exists() or bytes_of(out) == bytes_of(tmp_path / "whole")
+        all_done()
+        assert ran == []
+        assert bytes_of(out) == bytes_of(tmp_path / "whole")
+        assert not partial.exists()
+        shutil.rmtree(out)
+        instant += 1
+    assert instant > 5
+    with pytest.raises(OutputExistsError, match=r"settings\.seed: .*is not what would be made"):
+        calibrated(tiny_model, out, TINY_PROMPTS, parts=True, resume=True, seed=7)
+    with pytest.raises(OutputExistsError, match="already there"):
+        calibrated(tiny_model, out, TINY_PROMPTS, parts=True)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+
+
+def test_a_part_killed_when_only_its_name_was_missing_is_taken(
+    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated(tiny_model, tmp_path / "whole").close()
+    named = re.compile(r"rename \S+/parts/[0-9a-f]{16}\.partial ")
+    assert run_until(0, lambda: calibrated(tiny_model, tmp_path / "out"), only=lambda call: bool(named.match(call)))
+    monkeypatch.setattr(CalibrationWork, "write_part", None)
+    calibrated(tiny_model, tmp_path / "out", resume=True).close()
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_a_second_run_leaves_the_first_alone(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """It begins while the first one runs its second prompt, with and without --resume; one result comes out."""
+    out, refused = tmp_path / "out", []
+
+    class Second(Silent):
+        forwards = 0
+
+        def advance(self, amount: int = 1) -> None:
+            self.forwards += 1
+            if self.forwards == 2 * STEPS + 1:
+                for resume in (False, True):
+                    with pytest.raises(OutputExistsError, match="another calibration is at work") as caught:
+                        calibrated(tiny_model, out, TINY_PROMPTS, resume=resume)
+                    refused.append(str(caught.value))
+
+    calibrated(tiny_model, out, TINY_PROMPTS, progress=Second()).close()
+    assert len(refused) == 2
+    assert f"process {os.getpid()} of " in refused[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("place", ["thesis.txt", "parts/thesis.txt", "parts/{part}/thesis.txt", "result/thesis.txt"])
+def test_a_file_of_somebody_else_stops_it_and_stays(place: str, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError):
+        calibrated(tiny_model, tmp_path / "out", TINY_PROMPTS, progress=Raises(2 * STEPS + 1, KeyboardInterrupt()))
+    partial = tmp_path / "out.partial"
+    part = next((partial / "parts").iterdir()).name
+    (partial / place.format(part=part)).write_text("mine")
+    before = bytes_of(partial)
+    with pytest.raises(OutputExistsError, match=r"thesis\.txt"):
+        calibrated(tiny_model, tmp_path / "out", TINY_PROMPTS, resume=True)
+    assert bytes_of(partial) == before
+
+
+def test_a_part_that_was_exchanged_is_refused_before_the_model_runs(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError):
+        calibrated(tiny_model, tmp_path / "out", TINY_PROMPTS, progress=Raises(2 * STEPS + 1, KeyboardInterrupt()))
+    part = next((tmp_path / "out.partial" / "parts").iterdir())
+    document = json.loads((part / "calibration.json").read_bytes())
+    document["parts"][0]["sha256"] = "0" * 64
+    document["id"] = content_id(document)
+    (part / "calibration.json").write_text(json.dumps(document))
+    with pytest.raises(DigestMismatchError, match="part of the unfinished calibration"):
+        calibrated(tiny_model, tmp_path / "out", TINY_PROMPTS, resume=True)
+
+
 def test_interrupting_keeps_finished_prompts(
     tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,6 +151,8 @@ def test_interrupting_keeps_finished_prompts(
         calibrated(tiny_model, tmp_path / "out", TINY_PROMPTS, progress=Raises(2 * STEPS + 1, KeyboardInterrupt()))
     assert caught.value.exit_code == 130
     assert hooks_of(tiny_model) == 0
+    with pytest.raises(MissingPathError, match=r"not finished.*--resume"):
+        load_calibration(tmp_path / "out.partial")
     ran: list[str] = []
     write = CalibrationWork.write_part
     monkeypatch.setattr(CalibrationWork, "write_part", lambda self, p, s: (ran.append(p.text), write(self, p, s))[1])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kills import run_until
 from tiny_pipelines import TINY_PROMPTS
 
 import hfq
@@ -169,3 +170,26 @@ def test_the_command(
 def id_of(folder: Path) -> str:
     with load_calibration(folder) as found:
         return found.id
+
+
+def test_a_killed_merge_is_made_again_at_once(parts: list[Path], tmp_path: Path) -> None:
+    """Wherever it was killed: what it left is taken over by the next one, which needs no --resume."""
+    merge_calibrations(parts, tmp_path / "whole").close()
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    instant = 0
+    while run_until(instant, lambda: merge_calibrations(parts, out), only=lambda call: "out.partial" in call):
+        if not out.exists():
+            merge_calibrations(parts, out).close()
+            assert not partial.exists()
+        assert bytes_of(out) == bytes_of(tmp_path / "whole")
+        shutil.rmtree(out)
+        instant += 1
+    assert instant > 5
+
+
+def test_a_merge_leaves_unfinished_work_alone(parts: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out.partial" / "parts").mkdir(parents=True)
+    (tmp_path / "out.partial" / "started.json").write_text("{}")
+    with pytest.raises(OutputExistsError, match="not an unfinished merge"):
+        merge_calibrations(parts, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out.partial").iterdir()) == ["parts", "started.json"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import run_until
 from made import bytes_of, write_base
 from synthetic import tiny, write_checkpoint
 
@@ -179,6 +180,67 @@ def test_a_changed_line_is_not_believed(unfinished: Path, small_base: Path, smal
         run_resumed(small_base, small_calibration, unfinished)
     (partial / "journal.jsonl").write_bytes(lines)
     run_resumed(small_base, small_calibration, unfinished)
+
+
+_PUBLISH = ("rename", "unlink", "rmdir", "mkdir")
+
+
+def test_killed_at_any_instant_of_publishing_nothing_is_computed_again(
+    unfinished: Path, small_base: Path, small_calibration: Path, small_delta: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """From the last site on: before, in and after the rename, and in the clean-up."""
+    run_resumed(small_base, small_calibration, unfinished)
+    shutil.rmtree(unfinished)
+    partial, kept = unfinished.with_name("delta.partial"), tmp_path / "kept"
+
+    def changes(call: str) -> bool:  # those of the folder itself, not of the files that are put together in it
+        return call.split()[0] in _PUBLISH and str(partial) in call and ".tmp" not in call and "/state/" not in call
+
+    def all_done() -> None:
+        run_resumed(small_base, small_calibration, unfinished)
+
+    assert run_until(0, all_done, only=lambda call: call.startswith("rename") and call.endswith(str(unfinished)))
+    partial.rename(kept)  # every site is done, and the result is complete
+    done: list[str] = []
+    real = Conversion._convert
+    monkeypatch.setattr(
+        Conversion,
+        "_convert",
+        lambda self, role, site, tensor: (done.append(site.name), real(self, role, site, tensor)),
+    )
+    instant = 0
+    while True:
+        shutil.copytree(kept, partial)
+        if not run_until(instant, all_done, only=changes):
+            break
+        assert not unfinished.exists() or bytes_of(unfinished) == bytes_of(small_delta)
+        all_done()
+        assert done == []
+        assert bytes_of(unfinished) == bytes_of(small_delta)
+        assert len(list(unfinished.iterdir())) == 4
+        assert not partial.exists()
+        shutil.rmtree(unfinished)
+        instant += 1
+    assert instant > 5
+
+
+def test_resuming_what_is_complete_returns_it_if_it_is_what_would_be_made(
+    small_base: Path, small_calibration: Path, small_delta: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(small_delta, tmp_path / "delta"))
+    run_resumed(small_base, small_calibration, out)
+    with pytest.raises(OutputExistsError, match=r"calibration.*is not what would be made"):
+        run_resumed(small_base, small_calibration, out, "rtn-hif4")
+    other = write_base(tmp_path / "other", seed=1)
+    with hfq.open_checkpoint(other) as checkpoint:
+        hfq.quantize(checkpoint, "rtn-hif4", out=tmp_path / "rounded").close()
+    with pytest.raises(OutputExistsError, match=r"rounded: high_noise.*expected .{64}, found .{64}"):
+        run_resumed(small_base, small_calibration, tmp_path / "rounded", "rtn-hif4")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OutputExistsError):
+        run_resumed(small_base, small_calibration, tmp_path / "mine")
+    assert bytes_of(out) == bytes_of(small_delta)
 
 
 def test_a_partial_folder_is_no_delta_yet(unfinished: Path) -> None:

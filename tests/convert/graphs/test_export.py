@@ -22,7 +22,7 @@ import hfq
 from hfq.cli import run
 from hfq.convert.architecture import Architecture
 from hfq.convert.graphs import export
-from hfq.convert.graphs.export import Export, export_onnx
+from hfq.convert.graphs.export import Export, _publish, export_onnx
 from hfq.convert.graphs.graph_attention import GraphAttention
 from hfq.convert.graphs.payload import payload
 from hfq.convert.graphs.reference import plain_module, reference_module, sample_inputs
@@ -365,3 +365,12 @@ def test_the_command_prints_what_it_made(
     assert "--expert" in shown.err
     assert run([*arguments, "-o", str(out)]) == 2
     assert run([*arguments, "--block", "2", "-o", str(tmp_path / "b.onnx")]) == 2
+
+
+def test_a_graph_that_appeared_while_it_was_exported_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "x.onnx").write_bytes(b"new")
+    (tmp_path / "x.onnx").write_bytes(b"mine")
+    with pytest.raises(OutputExistsError):
+        _publish([(tmp_path / "made" / "x.onnx", tmp_path / "x.onnx")])
+    assert (tmp_path / "x.onnx").read_bytes() == b"mine"

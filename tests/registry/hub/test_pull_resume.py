@@ -268,3 +268,21 @@ def test_two_pulls_do_not_share_a_folder(hub: StandIn, repo: Repo, delta: Path, 
     assert list(out.parent.iterdir()) == []
     pull_from(hub, out)
     same_files(out, delta)
+
+
+def test_the_second_of_two_pulls_is_told_who_is_at_work(hub: StandIn, repo: Repo, out: Path) -> None:
+    first = Unfinished.begin(out)
+    with pytest.raises(OutputExistsError, match=rf"another pull is at work.*process {os.getpid()} of "):
+        pull_from(hub, out)
+    first.discard()
+
+
+def test_a_mark_that_a_killed_pull_left_in_its_output_goes_away(
+    hub: StandIn, repo: Repo, delta: Path, out: Path
+) -> None:
+    """It was killed after its folder had its name: the folder is whole, and stays."""
+    pull_from(hub, out)
+    (out / ".hfq-pull").touch()
+    with pytest.raises(OutputExistsError, match="already there"):
+        pull_from(hub, out)
+    same_files(out, delta)
