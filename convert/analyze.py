@@ -146,6 +146,8 @@ def _document(
         model, skipped = _model(expert, calibration, formats, model_errors, progress)
         found |= {"model": model, "model_skipped": skipped}
         experts[role] = {**found, "scores": scores_of(found)}
+    measured = any(found["model"] is not None for found in experts.values())
+    calls = {"calls": calibration.spread.id} if measured and calibration.spread is not None else {}
     document: dict[str, Any] = {
         "schema": "hfq.analysis/1",
         "numerics": NUMERICS,
@@ -156,7 +158,7 @@ def _document(
             "model_type": checkpoint.architecture.model_type,
             "experts": {role: {"bf16_root": root} for role, root in roots.items()},
         },
-        "calibration": {"id": calibration.id, "prompts": calibration.prompt_hashes},
+        "calibration": {"id": calibration.id, "prompts": calibration.prompt_hashes, **calls},
         "evaluation": None if evaluation_prompts is None else {"prompts": len(evaluation_prompts), "overlap": overlap},
         "experts": experts,
     }

@@ -174,7 +174,7 @@ def calibrate_model(
     # Only the digests of the frames are kept: a thousand first frames would fill the memory.
     digests = {prompt: _frames(model.plan, prompt, options, settings).without_images() for prompt in prompts}
     header = _header(model, settings, options, schedules)
-    work = CalibrationWork.begin(Path(out), header, digests, resume=resume)
+    work = CalibrationWork.begin(Path(out), header, digests, keep_calls=options.kept_calls, resume=resume)
     collector = _collector(model, schedules, timesteps, settings, options, shown)
     waiting = [prompt for prompt in prompts if not work.is_done(prompt)]
     shown.start("calibrating", len(waiting) * settings.steps * len(settings.branches), "forwards")
@@ -261,7 +261,7 @@ def _header(
             "by": sorted(options.by),
             "keep_inputs": options.keep_inputs,
             # Absent where none are kept: such a calibration has the id that it had before calls could be kept.
-            **({"keep_calls": options.kept_calls} if options.kept_calls else {}),
+            **({"keep_calls": options.sampled_calls} if options.sampled_calls else {}),
         },
         "histogram": {"bins_per_octave": BINS_PER_OCTAVE, "octaves": OCTAVES},
         "schedule": {role: schedule.to_json() for role, schedule in schedules.items()},
@@ -308,6 +308,7 @@ def _collector(
         by=options.by,
         keep_inputs=options.keep_inputs,
         keep_calls=options.kept_calls,
+        sampled_calls=options.sampled_calls,
         seed=settings.seed,
         on_call=progress.advance,
     )

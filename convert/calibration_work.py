@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +17,10 @@ from hfq.schema.errors import HfqError, MalformedFileError, ResumeMismatchError,
 from .calibration import PARTS
 from .calibration_layout import CallPlan, GroupPlan
 from .calibration_merge import HEADER, merge_into, open_leaves, write_calibration
+from .call_store import SpreadCalls
 from .generation import Frames
 from .group_statistics import RunStatistics
-from .kept_calls import prompt_key
+from .kept_calls import Inputs, KeptCall, prompt_key
 from .progress import Progress
 from .prompts import Prompt
 
@@ -35,13 +36,20 @@ class CalibrationWork:
         partial: the folder.
     """
 
-    def __init__(self, out: Path, partial: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, dict[str, Any]]):
+    def __init__(
+        self,
+        out: Path,
+        partial: Path,
+        header: Mapping[str, Any],
+        prompts: Mapping[Prompt, dict[str, Any]],
+        keep_calls: int,
+    ):
         self._out, self.partial = out, partial
-        self._header, self._entries = header, prompts
+        self._header, self._entries, self._keep_calls = header, prompts, keep_calls
 
     @classmethod
     def begin(
-        cls, out: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, Frames], *, resume: bool
+        cls, out: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, Frames], *, keep_calls: int, resume: bool
     ) -> CalibrationWork:
         """Start the folder, or check that it was started with the same inputs.
 
@@ -49,6 +57,7 @@ class CalibrationWork:
             out: the folder that will be made in the end.
             header: what the parts share.
             prompts: with the frames that they are conditioned on.
+            keep_calls: spread calls per expert and guidance branch.
             resume: go on in an existing folder.
 
         Raises:
@@ -57,7 +66,8 @@ class CalibrationWork:
             UsageError: two prompts with one text and the same frames.
         """
         partial = refuse_existing(out, resume=resume)
-        work = cls(out, partial, header, {prompt: _entry(prompt, frames) for prompt, frames in prompts.items()})
+        work = cls(out, partial, header, {prompt: _entry(prompt, frames) for prompt, frames in prompts.items()},
+                   keep_calls)  # fmt: skip
         keys: dict[str, Prompt] = {}
         for prompt in prompts:
             other = keys.setdefault(work.key(prompt), prompt)
@@ -65,7 +75,9 @@ class CalibrationWork:
                 raise UsageError("one prompt twice, with the same frames", found=f"{other.label} and {prompt.label}")
         started = partial / _STARTED
         numbered = {f"{number}": entry for number, entry in enumerate(work._entries.values(), 1)}
-        document = parse_json(canonical_json({**header, "prompts": numbered}), _STARTED)
+        document = parse_json(
+            canonical_json({**header, "calls": {"keep_calls": keep_calls}, "prompts": numbered}), _STARTED
+        )
         if started.exists():
             _compare(parse_json(read_bytes(started), str(started)), document, started)
         else:
@@ -92,11 +104,7 @@ class CalibrationWork:
             shutil.rmtree(unfinished)
         unfinished.mkdir()
         plans = [GroupPlan.of(role, group, statistics) for (role, group), statistics in found.groups.items()]
-        calls = {
-            CallPlan.of(role, index, call.key, call.inputs): call.inputs
-            for role, of_role in found.calls.items()
-            for index, call in enumerate(of_role)
-        }
+        calls, spread = _planned(found.calls), _planned(found.spread)
         try:
             write_calibration(
                 unfinished,
@@ -106,6 +114,7 @@ class CalibrationWork:
                 [{"prompts": [self._entries[prompt]]}],
                 calls=list(calls),
                 read_call=calls.__getitem__,
+                spread=SpreadCalls(self._keep_calls, list(spread), spread.__getitem__) if spread else None,
             )
         except (OSError, HfqError):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -146,6 +155,14 @@ class CalibrationWork:
                 shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
+def _planned(kept: Mapping[str, Sequence[KeptCall]]) -> dict[CallPlan, Inputs]:
+    return {
+        CallPlan.of(role, index, call.key, call.inputs): call.inputs
+        for role, calls in kept.items()
+        for index, call in enumerate(calls)
+    }
+
+
 def _entry(prompt: Prompt, frames: Frames) -> dict[str, Any]:
     entry: dict[str, Any] = {"sha256": prompt.sha256, "image": frames.first_sha256}
     for name, value in (("last_image", frames.last_sha256), ("id", prompt.id), ("category", prompt.category)):
@@ -155,10 +172,13 @@ def _entry(prompt: Prompt, frames: Frames) -> dict[str, Any]:
 
 
 def _compare(before: Any, now: Mapping[str, Any], where: Path) -> None:
+    if isinstance(before, dict):
+        # A folder that was started before calls were spread says nothing about them.
+        before = {"calls": {}, **before}
     if not isinstance(before, dict) or not all(isinstance(before.get(member), dict) for member in now):
         raise MalformedFileError("not the record of an unfinished calibration", where=where, todo="remove the folder")
     # In this order: another setting explains another schedule.
-    for member in ("base", "settings", "prompts", "schedule", "histogram"):
+    for member in ("base", "settings", "calls", "prompts", "schedule", "histogram"):
         # The number of kept calls may only follow from that of kept rows.
         for name in sorted({*before[member], *now[member]}, key=lambda name: (name == "keep_calls", name)):
             left, right = before[member].get(name), now[member].get(name)

@@ -120,7 +120,7 @@ def plan_conversion(
     ranking = _read_ranking(loaded, analysis, progress)
     selection = select_blocks(loaded, sites, ranking)
     routes = route_sites(loaded, sites, selection)
-    warnings = []
+    warnings = list(selection.warnings)
     if not any(route.to == "quantize" for found in routes.values() for route in found.values()):
         warnings.append("the recipe quantizes no linear of this model: the delta will be the base itself")
     for role, site, stages in _staged(loaded, routes, sites):
