@@ -146,7 +146,7 @@ def check_mergeable(calibrations: Sequence[Calibration]) -> None:
             raise CalibrationMergeError(
                 "made with other settings",
                 where=other.path,
-                expected=f"{counts[0]} calls of each branch kept for an analysis (--keep-calls) as in {first.path}",
+                expected=f"--keep-calls {counts[0]} as in {first.path}",
                 found=counts[1],
             )
         if other.groups(first.roles[0]) != first.groups(first.roles[0]):

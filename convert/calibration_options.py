@@ -13,9 +13,9 @@ __all__ = ["BY", "CalibrationOptions"]
 
 BY: Final = ("bins", "branch")
 
-_DEFAULT_CALLS: Final = 12
-"""Every step of the high-noise expert of Wan 2.2, which has 12 to 14 of 40, and every second or third of the low-noise
-expert's; few enough that an analysis of 40 blocks runs the model some 700 times."""
+_DEFAULT_CALLS: Final = 4
+"""12 steps: nearly every one of the high-noise expert of Wan 2.2, which has 13 of 40, and every second or third of the
+low-noise expert's. With both branches an analysis of 40 blocks then runs an expert some 700 times."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class CalibrationOptions:
         rows: rows per call that enter the histograms; None for all.
         by: extra histogram keys, of "bins" and "branch".
         keep_inputs: rows kept per expert, input group and timestep bin.
-        keep_calls: whole forwards of each guidance branch kept per expert, spread over its steps; None for 12 when rows
-            are kept.
+        keep_calls: a third of the whole forwards that are kept per expert and guidance branch, spread over its steps;
+            None for 4 when rows are kept.
         parts: keep one mergeable calibration per prompt.
         image, last_image: conditioning frames for prompts that name none: a file or "blank".
     """

@@ -57,7 +57,7 @@ class CalibrationWork:
             out: the folder that will be made in the end.
             header: what the parts share.
             prompts: with the frames that they are conditioned on.
-            keep_calls: spread calls per expert and guidance branch.
+            keep_calls: a third of the spread calls per expert and guidance branch.
             resume: go on in an existing folder.
 
         Raises:

@@ -1,8 +1,9 @@
 """What kept calls say about a whole run: a mean that weighs each by its step, and how far it can be trusted.
 
 A call weighs what its step moves the latent (|d sigma|): an error of the model's output reaches the clip multiplied by
-it. The mean is winsorized, so that no tenth of the weight decides alone. How sure a mean or a ranking is follows from
-resampling pairs of prompt and step, with all guidance branches of a pair together, because these are not independent.
+it. The mean is winsorized, so that no fifth of the weight decides alone: the last steps of a run, where every quantizer
+errs many times more, would. How sure a mean or a ranking is follows from resampling pairs of prompt and step, with all
+guidance branches of a pair together, because these are not independent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 _RESAMPLES: Final = 2000
 _LEVELS: Final = (2.5, 97.5)
-_TAIL: Final = 0.1
+_TAIL: Final = 0.2
 """Share of the weight on either side whose values count as the value at that place."""
 
 _FEWEST_PAIRS: Final = 6

@@ -47,7 +47,7 @@ class SpreadCalls:
     """Spread calls that are to be written.
 
     Attributes:
-        keep: calls of each guidance branch that were asked for, per expert.
+        keep: a third of the calls of each guidance branch that were asked for, per expert.
         plans: of every expert, each expert's in their order.
         read: gives the inputs of one call when its turn comes.
     """
@@ -102,7 +102,7 @@ class CallStore:
 
     @property
     def keep(self) -> int:
-        """Calls of each guidance branch that were asked for, per expert."""
+        """A third of the calls of each guidance branch that were asked for, per expert."""
         return int(self.document["keep"])
 
     def plans(self, role: str) -> Sequence[CallPlan]:
@@ -220,6 +220,6 @@ def _listed(document: Mapping[str, Any], calibration: Mapping[str, Any], role: s
         raise MalformedFileError(
             "kept calls that no run can have chosen",
             where=f"{where}: {role}",
-            expected=f"{document['keep']} of each guidance branch, spread over the steps, by step and rising digest",
+            expected=f"three times {document['keep']} of each branch, spread over the steps, by step and rising digest",
         )
     return keys

@@ -53,7 +53,7 @@ class Collector:
         rows: rows per call that enter the histogram, or None for all.
         by: extra histogram keys: "bins", "branch".
         keep_inputs: rows kept per input group and timestep bin.
-        keep_calls: whole forwards of each guidance branch kept per expert, spread over its steps.
+        keep_calls: a third of the whole forwards kept per expert and guidance branch, spread over its steps.
         sampled_calls: whole forwards kept per expert, timestep bin and branch.
         seed: of the selection of kept rows and calls.
         on_call: called after every forward of a transformer.

@@ -37,7 +37,10 @@ DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float64, to
 """What is stored as given; a pipeline passes timesteps as integers."""
 
 MOST_CALLS: Final = 1000
-"""Of one guidance branch: six times as many of both experts, with six tensors each, stay within what a file holds."""
+"""Six times as many of both experts, with six tensors each, stay within what a file may hold."""
+
+_PER_KEPT: Final = 3
+"""Spread calls of each guidance branch for every one that is asked for: as many as an expert has timestep bins."""
 
 _SAME_T: Final = 1e-3
 
@@ -103,19 +106,19 @@ def choose_calls(keys: Iterable[CallKey], keep: int) -> list[CallKey]:
 
 
 def spread_counts(schedule: ExpertSchedule, keep: int) -> dict[int, int]:
-    """step -> prompts that are kept there, for `keep` calls of each guidance branch.
+    """step -> prompts that are kept there, for three times `keep` calls of each guidance branch.
 
     The steps are the middles of as many equal stretches of the expert's own steps. Where more calls are asked for than
     there are steps, every step gets as many prompts, and what is left over is spread again.
     """
     steps = sorted({call.step for call in schedule.calls})
-    each, rest = divmod(keep, len(steps))
+    each, rest = divmod(_PER_KEPT * keep, len(steps))
     more = {steps[(2 * index + 1) * len(steps) // (2 * rest)] for index in range(rest)}
     return {step: each + (step in more) for step in steps if each or step in more}
 
 
 def choose_spread(schedule: ExpertSchedule, keep: int, seed: int, prompts: Iterable[str]) -> list[CallKey]:
-    """`keep` calls of each guidance branch, spread over the steps, by step, rising digest and branch.
+    """Three times `keep` calls of each guidance branch, spread over the steps, by step, rising digest and branch.
 
     Args:
         prompts: 64 hex digits each, see `prompt_key`.
@@ -173,7 +176,7 @@ class CallKeeper:
     """The kept calls of one prompt while it runs.
 
     Args:
-        spread: spread calls per expert and guidance branch.
+        spread: a third of the spread calls per expert and guidance branch.
         sampled: sampled calls per expert, timestep bin and guidance branch.
         seed: of the choice.
         schedules: role -> calls of one run.

@@ -40,6 +40,8 @@ inside it from one block on; some of them are fp32, which counts twice."""
 
 _FIGURES: Final = ("isolated", "isolated_contribution", "propagated")
 
+_TODO: Final = "calibrate with --keep-calls 4 or more, and several prompts"
+
 _MEMINFO: Final = Path("/proc/meminfo")
 
 
@@ -92,7 +94,7 @@ def analyze_model(
     values = arms_errors(transformer, calls, formats.weight, formats.activation, arms, progress)
     sample = CallSample(calls)
     for reason in sample.weak:
-        progress.note(f"warning: {role}: the ranking of blocks is weak: {reason}")
+        progress.note(f"warning: {role}: the ranking of blocks is weak: {reason} ({_TODO})")
     return {
         "calls": [
             {"step": call.step, "t": call.t, "branch": call.branch, "bin": call.bin, "prompt": call.prompt_sha256,

@@ -31,8 +31,8 @@ __all__ = ["calibrate_command"]
     show_default=True,
     help="Input rows kept per expert, input and timestep bin.",
 )
-@click.option("--keep-calls", type=click.IntRange(min=0, max=1000), show_default="12 with --keep-inputs, else 0",
-              help="Whole model inputs kept per expert and branch, spread over its steps, for errors of blocks.")  # fmt: skip
+@click.option("--keep-calls", type=click.IntRange(min=0, max=1000), show_default="4 with --keep-inputs, else 0",
+              help="3 N model inputs per expert and branch are kept, over its steps, for `hfq analyze`.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on in OUT.partial; finished prompts are not run again.")
 @click.option("--dry-run", is_flag=True, help="Print memory, disk and time, and stop; no weight is read.")
 @generation_options
