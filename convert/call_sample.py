@@ -1,8 +1,8 @@
 """What kept calls say about a whole run: a mean that weighs each by its step, and how far it can be trusted.
 
 A call weighs what its step moves the latent (|d sigma|): an error of the model's output reaches the clip multiplied by
-it. The mean is winsorized, so that no fifth of the weight decides alone: the last steps of a run, where every quantizer
-errs many times more, would. How sure a mean or a ranking is follows from resampling pairs of prompt and step, with all
+it. The mean is winsorized, so that no quarter of the weight decides alone, as the last steps of a run would, where every
+quantizer errs many times more. How sure a mean or a ranking is follows from resampling pairs of prompt and step, with all
 guidance branches of a pair together, because these are not independent.
 """
 
@@ -24,8 +24,11 @@ Floats = npt.NDArray[np.float64]
 
 _RESAMPLES: Final = 2000
 _LEVELS: Final = (2.5, 97.5)
-_TAIL: Final = 0.2
+_TAIL: Final = 0.25
 """Share of the weight on either side whose values count as the value at that place."""
+
+_ROUNDING: Final = 1e-9
+"""Shares that add up to a quarter do so whatever the order of the sum."""
 
 _FEWEST_PAIRS: Final = 6
 """Of prompt and step: with fewer, an interval says more about which calls were kept than about the model."""
@@ -53,7 +56,7 @@ class CallSample:
             [numbers.setdefault((call.step, call.prompt_sha256), len(numbers)) for call in calls], dtype=np.int64
         )
         self.pairs = len(numbers)
-        self.weak = _weaknesses(calls, self.pairs)
+        self.weak = _weaknesses(calls, self.pairs, np.bincount(self._pair_of, self.weights))
         random = np.random.default_rng(0)
         # [resamples, calls]: what each call weighs in each resample; the same draws for everything that is compared.
         draws = random.multinomial(self.pairs, np.full(self.pairs, 1 / self.pairs), size=_RESAMPLES)
@@ -97,13 +100,14 @@ def _winsorized(values: Floats, weights: Floats) -> Floats:
     rising, share = values[order], weights[:, order]
     share = share / share.sum(axis=1, keepdims=True)
     below = share.cumsum(axis=1)
-    low = rising[(below >= _TAIL).argmax(axis=1)]
-    high = rising[(below >= 1 - _TAIL - 1e-12).argmax(axis=1)]
+    low = rising[(below >= _TAIL - _ROUNDING).argmax(axis=1)]
+    high = rising[(below >= 1 - _TAIL - _ROUNDING).argmax(axis=1)]
     found: Any = (share * np.clip(rising[None], low[:, None], high[:, None])).sum(axis=1)
     return np.asarray(found, dtype=np.float64)
 
 
-def _weaknesses(calls: Sequence[ModelCall], pairs: int) -> list[str]:
+def _weaknesses(calls: Sequence[ModelCall], pairs: int, shares: Floats) -> list[str]:
+    """Why a ranking is weak. `shares` is what each pair of prompt and step weighs."""
     branches: dict[tuple[int, str], set[str]] = {}
     for call in calls:
         branches.setdefault((call.step, call.prompt_sha256), set()).add(call.branch)
@@ -113,4 +117,7 @@ def _weaknesses(calls: Sequence[ModelCall], pairs: int) -> list[str]:
     known = {call.branch for call in calls}
     if any(of_pair != known for of_pair in branches.values()):
         found.append("the guidance branches were kept at different steps")
+    effective = 1 / float((shares**2).sum())
+    if pairs >= _FEWEST_PAIRS > 2 * effective:
+        found.append(f"the kept steps move the latent so differently that they count like {effective:.0f} of {pairs}")
     return found
