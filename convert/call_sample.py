@@ -1,9 +1,9 @@
 """What kept calls say about a whole run: a mean that weighs each by its step, and how far it can be trusted.
 
 A call weighs what its step moves the latent (|d sigma|): an error of the model's output reaches the clip multiplied by
-it. The mean is winsorized, so that no quarter of the weight decides alone, as the last steps of a run would, where every
-quantizer errs many times more. How sure a mean or a ranking is follows from resampling pairs of prompt and step, with all
-guidance branches of a pair together, because these are not independent.
+it. The mean is winsorized, so that no quarter of the weight decides alone, as the last steps of a run would, where
+every quantizer errs many times more. How sure a mean or a ranking is follows from resampling pairs of prompt and step,
+with all guidance branches of a pair together, because these are not independent.
 """
 
 from __future__ import annotations
