@@ -56,7 +56,7 @@ class CallSample:
             [numbers.setdefault((call.step, call.prompt_sha256), len(numbers)) for call in calls], dtype=np.int64
         )
         self.pairs = len(numbers)
-        self.weak = _weaknesses(calls, self.pairs, np.bincount(self._pair_of, self.weights))
+        self.weak = _weaknesses(calls, self.pairs, np.bincount(self._pair_of, self.weights).astype(np.float64))
         random = np.random.default_rng(0)
         # [resamples, calls]: what each call weighs in each resample; the same draws for everything that is compared.
         draws = random.multinomial(self.pairs, np.full(self.pairs, 1 / self.pairs), size=_RESAMPLES)
