@@ -164,8 +164,7 @@ def _warnings(
         inside = ", ".join(str(block) for block in tied if block in chosen)
         outside = ", ".join(str(block) for block in tied if block not in chosen)
         found.append(
-            f"{what} cuts through a tie: blocks {inside} are chosen and {outside} are not, "
-            "and the analysis cannot tell them apart"
+            f"{what} cuts through a tie: the analysis cannot tell the chosen {inside} from {outside}, not chosen"
         )
     if rule["score"] in MEASURED:
         found += [f"{what}: the ranking is weak: {reason}" for reason in ranking.weak.get(role, ())]

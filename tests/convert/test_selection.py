@@ -148,8 +148,7 @@ def test_a_cut_through_a_tie_is_said_and_stored() -> None:
         assert (entry["blocks"], entry["tied"]) == ([0, 1], [1, 2, 3])
         assert chosen.document["analysis"]["ranks"][role] == {"propagated": ranks}
     assert chosen.warnings == [
-        f"{role}: top-2 by propagated cuts through a tie: blocks 1 are chosen and 2, 3 are not, "
-        "and the analysis cannot tell them apart"
+        f"{role}: top-2 by propagated cuts through a tie: the analysis cannot tell the chosen 1 from 2, 3, not chosen"
         for role in ROLES
     ]
     four = select_blocks(selecting({**rule, "k": 4}), PAIR, scores)
@@ -162,7 +161,7 @@ def test_equal_scores_across_a_cut_are_a_tie_without_ranks_too() -> None:
     """Nothing more is stored than before: the values are there."""
     rule = {"select": "top-k", "score": "propagated", "k": 2, "to": "keep", "expert": "high_noise"}
     found = select_blocks(selecting(rule), PAIR, ranking(high_noise=[5, 1, 1, 0, 1, 0], low_noise=[0.0] * DEPTH))
-    assert ["blocks 1 are chosen and 2, 4 are not" in line for line in found.warnings] == [True]
+    assert ["the chosen 1 from 2, 4, not chosen" in line for line in found.warnings] == [True]
     assert found.document is not None
     assert "ranks" not in found.document["analysis"]
     assert "tied" not in found.document["experts"]["high_noise"][0]

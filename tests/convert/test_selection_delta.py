@@ -193,7 +193,7 @@ def test_a_delta_stores_a_tie_and_convert_says_it(deep_base: Path, deep_analysis
     """In the plan, in the report and in the document, where a reader checks it; a forged tie is refused."""
     analysis = edited(deep_analysis, tmp_path / "a.json", with_model)
     rule, progress = {**TOP, "score": "propagated", "k": 3}, Notes()
-    words = "top-3 by propagated cuts through a tie: blocks 1 are chosen and 2, 4, 5 are not"
+    words = "top-3 by propagated cuts through a tie: the analysis cannot tell the chosen 1 from 2, 4, 5"
     with hfq.open_checkpoint(deep_base) as checkpoint:
         planned = dry_run(checkpoint, selecting(rule), None, analysis=analysis, progress=progress)
     assert planned is not None
