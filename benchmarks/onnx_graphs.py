@@ -178,7 +178,7 @@ def measure(work: Work, base: Checkpoint, preset: str, part: str) -> dict[str, A
         sessions = [session_of(timed), session_of(plain)]
         runs = in_turns([lambda s=s: s.run(None, feeds) for s in sessions], RUN_SECONDS, MOST_RUNS)  # type: ignore[misc]
         started = time.perf_counter()
-        calls = calibration.calls(ROLE)
+        calls = calibration.sampled_calls(ROLE)
         verified = [verify_onnx(delta, base, path, calls=calls, threads=1) for path in paths]
         seconds = time.perf_counter() - started
     return {

@@ -33,10 +33,12 @@ _LINEARS: Final = (
 _MODEL: Final = (
     "One block quantized at a time, on the model calls that the calibration kept. Isolated: the block gets the inputs "
     "of the unquantized model. Its output is input plus what it adds, so the error relative to the output looks "
-    "smaller than that of what the block computes. Propagated: the error at the end of the model."
+    "smaller than that of what the block computes. Propagated: the error at the end of the model, with 95 % bootstrap "
+    "intervals. Means over the calls, each weighed by what its step moves the latent. Blocks whose ranges of ranks "
+    "(table below) overlap cannot be told apart."
 )
 _ARMS: Final = (
-    "All blocks quantized but those that are kept. Mean over the kept calls with 95 % bootstrap intervals over calls; "
+    "All blocks quantized but those that are kept. Weighed mean over the kept calls with 95 % bootstrap intervals; "
     "arms see the same calls, so compare them by the paired differences in the table. Grey: as many blocks, chosen at "
     "random."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -48,7 +48,7 @@ def model_profile(experts: _Experts) -> str | None:
         ("isolated, of the block's output", lambda block: block["isolated"], _ORANGE, "s"),
         ("propagated to the model's output", lambda block: block["propagated"], _BLUE, "o"),
     ]
-    return _profile(blocks, series, "NMSE")
+    return _profile(blocks, series, "NMSE", lambda block: block["intervals"]["propagated"])
 
 
 def _of(part: str, field: str) -> _Getter:
@@ -60,8 +60,12 @@ def _title(role: str) -> str:
 
 
 def _profile(
-    experts: Mapping[str, Mapping[str, Any]], series: Iterable[tuple[str, _Getter, str, str]], label: str
+    experts: Mapping[str, Mapping[str, Any]],
+    series: Iterable[tuple[str, _Getter, str, str]],
+    label: str,
+    interval_of: Callable[[Mapping[str, Any]], Sequence[float] | None] = lambda block: None,
 ) -> str:
+    """`interval_of` gives the ends of a bar about the last of the series."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, 3.1), layout="constrained")
@@ -72,6 +76,8 @@ def _profile(
             # A logarithmic axis has no place for zero, nor for what is not known: the line has a gap there.
             values = [value_of(blocks[block]) or math.nan for block in names]
             axes.plot(values, marker=marker, markersize=3.5, linewidth=1.2, color=colour, label=name)
+        for place, (low, high) in enumerate(interval_of(blocks[block]) or (math.nan, math.nan) for block in names):
+            axes.plot([place, place], [low or math.nan, high or math.nan], color=_BLUE, linewidth=3, alpha=0.35)
         axes.set_title(_title(role), loc="left")
         axes.set_xlabel("block")
         axes.set_xticks(*block_ticks(names, _PANEL_TICKS))

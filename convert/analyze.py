@@ -149,6 +149,8 @@ def _document(
         experts[role] = {**found, "scores": scores_of(found)}
     for warning in same_weights(roots.values()):
         progress.note(f"warning: {warning}")
+    measured = any(found["model"] is not None for found in experts.values())
+    calls = {"calls": calibration.spread.id} if measured and calibration.spread is not None else {}
     document: dict[str, Any] = {
         "schema": "hfq.analysis/1",
         "numerics": NUMERICS,
@@ -159,7 +161,7 @@ def _document(
             "model_type": checkpoint.architecture.model_type,
             "experts": {role: {"bf16_root": root} for role, root in roots.items()},
         },
-        "calibration": {"id": calibration.id, "prompts": calibration.prompt_hashes},
+        "calibration": {"id": calibration.id, "prompts": calibration.prompt_hashes, **calls},
         "evaluation": None if evaluation_prompts is None else {"prompts": len(evaluation_prompts), "overlap": overlap},
         "experts": experts,
     }

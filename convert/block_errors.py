@@ -1,7 +1,7 @@
 """What plain rounding of one block, or of all blocks but a few, does to a transformer, on a calibration's kept calls.
 
-Per block there are three errors, all normalised mean squared errors (sum of squared differences over sum of squares, in
-float64, pooled over calls):
+Per block and call there are three errors, all normalised mean squared errors (sum of squared differences over sum of
+squares, in float64):
 
 - `isolated`: of the block's output, when its linears are quantized and its input is the unquantized model's. A block
   adds to the residual stream that it reads, so its output is mostly its input and this number is small whatever the
@@ -30,14 +30,14 @@ from .kept_calls import ModelCall
 from .progress import Progress, Silent
 from .rounded_transformer import Forward, RoundedTransformer
 
-__all__ = ["ArmErrors", "BlockError", "BlockErrors", "ErrorFigures", "arms_errors", "block_errors"]
+__all__ = ["ArmErrors", "ErrorFigures", "arms_errors", "block_errors"]
 
 _CHUNK: Final = 1 << 22
 
 
 @dataclass(frozen=True)
 class ErrorFigures:
-    """Normalised mean squared errors of one block, from 0.
+    """Normalised mean squared errors of one block on one call, from 0.
 
     Attributes:
         isolated: of the block's output, relative to that output.
@@ -48,20 +48,6 @@ class ErrorFigures:
     isolated: float
     isolated_contribution: float
     propagated: float
-
-
-@dataclass(frozen=True)
-class BlockError(ErrorFigures):
-    """Errors of one block, pooled over all calls, and in `bins` over the calls of each timestep bin."""
-
-    bins: dict[int, ErrorFigures]
-
-
-@dataclass(frozen=True)
-class BlockErrors:
-    """Errors of every block of the main stack: `blocks.0`, `blocks.1` ... -> errors, in the order of the forward."""
-
-    blocks: dict[str, BlockError]
 
 
 class ArmErrors(tuple[float, ...]):
@@ -81,35 +67,13 @@ class ArmErrors(tuple[float, ...]):
         return made
 
 
-@dataclass
-class _Sums:
-    """Sums of squares over calls."""
-
-    error: float = 0.0
-    output: float = 0.0
-    contribution: float = 0.0
-    end_error: float = 0.0
-    end_output: float = 0.0
-
-    def figures(self) -> ErrorFigures:
-        return ErrorFigures(
-            nmse(self.error, self.output),
-            nmse(self.error, self.contribution),
-            nmse(self.end_error, self.end_output),
-        )
-
-    def add(self, other: _Sums) -> None:
-        for name in vars(other):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
 def block_errors(
     transformer: nn.Module,
     calls: Sequence[ModelCall],
     weight: Mapping[str, Any],
     activation: Mapping[str, Any],
     progress: Progress | None = None,
-) -> BlockErrors:
+) -> dict[str, list[ErrorFigures]]:
     """Error of every block of the main stack when it alone is quantized.
 
     Per call the model runs once, then once more block by block with, behind each block, the rest of the model on the
@@ -121,6 +85,9 @@ def block_errors(
         calls: at least one, of this expert.
         weight, activation: tables of a recipe, normalised.
 
+    Returns:
+        `blocks.0`, `blocks.1` ... in the order of the forward -> errors of every call, in the order of `calls`.
+
     Raises:
         UsageError: no call, or not a transformer that can be quantized.
         CalibrationBaseError: calls of another model.
@@ -129,24 +96,16 @@ def block_errors(
     """
     model, shown = RoundedTransformer(transformer, weight, activation), progress or Silent()
     model.check(calls)
-    sums: list[dict[int, _Sums]] = [{} for _ in model.blocks]
+    found: dict[str, list[ErrorFigures]] = {f"blocks.{index}": [] for index in range(len(model.blocks))}
     shown.start("errors of blocks", len(calls) * len(model.blocks), "blocks")
     try:
         with torch.no_grad():
             for call in calls:
-                for index, found in _Walk(model, call).run(shown):
-                    sums[index].setdefault(call.bin, _Sums()).add(found)
+                for index, errors in _Walk(model, call).run(shown):
+                    found[f"blocks.{index}"].append(errors)
     finally:
         shown.finish()
-    return BlockErrors({f"blocks.{index}": _pool(bins) for index, bins in enumerate(sums)})
-
-
-def _pool(bins: Mapping[int, _Sums]) -> BlockError:
-    total = _Sums()
-    for index in sorted(bins):
-        total.add(bins[index])
-    parts = {index: bins[index].figures() for index in sorted(bins)}
-    return BlockError(**vars(total.figures()), bins=parts)
+    return found
 
 
 def arms_errors(
@@ -220,12 +179,12 @@ class _Walk:
         self._model, self._call = model, call
         self._given: tuple[int, Tensor] | None = None
         self._walking = False
-        self._found: list[tuple[int, _Sums]] = []
+        self._found: list[tuple[int, ErrorFigures]] = []
         self._exact: Tensor | None = None
         self._progress: Progress = Silent()
 
-    def run(self, progress: Progress) -> list[tuple[int, _Sums]]:
-        """(block, sums of squares) of every block."""
+    def run(self, progress: Progress) -> list[tuple[int, ErrorFigures]]:
+        """(block, errors) of every block."""
         self._progress = progress
         self._exact = self._model.run(self._call)
         with self._model.wrapped(self._wrap):
@@ -252,12 +211,16 @@ class _Walk:
         assert self._exact is not None
         with self._model.quantized(index):
             quantized = again()
-        sums = _Sums(_squares(quantized, output), _squares(output), _squares(output, x))
+        error = _squares(quantized, output)
         self._given = index, quantized
         try:
             end = self._model.run(self._call, f"blocks.{index}")
         finally:
             self._given = None
-        sums.end_error, sums.end_output = _squares(end, self._exact), _squares(self._exact)
-        self._found.append((index, sums))
+        errors = ErrorFigures(
+            isolated=nmse(error, _squares(output)),
+            isolated_contribution=nmse(error, _squares(output, x)),
+            propagated=nmse(_squares(end, self._exact), _squares(self._exact)),
+        )
+        self._found.append((index, errors))
         self._progress.advance()

@@ -2,17 +2,19 @@
 
 The arms are those of Boundary-Protection HiFloat8 (arXiv 2606.00957) as far as they are known: no block kept, the first
 two, the last three, both. Its published ablation has no control; here random choices of as many blocks stand beside
-them.
+them. No two arms keep the same blocks: two names of one choice would look like evidence that agrees.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .call_sample import CallSample
 
 __all__ = ["NONE", "boundary_arms", "compare_arms", "random_blocks"]
 
@@ -22,8 +24,8 @@ LAST: Final = 3
 CONTROLS: Final = 3
 """Random choices: one alone says little about chance."""
 
-_RESAMPLES: Final = 10_000
-_LEVELS: Final = (2.5, 97.5)
+_MOST_SEEDS: Final = 64
+"""A model of few blocks has fewer choices than controls; after so many seeds there is no other one."""
 
 
 def random_blocks(count: int, depth: int, role: str, seed: int) -> frozenset[int]:
@@ -36,8 +38,11 @@ def random_blocks(count: int, depth: int, role: str, seed: int) -> frozenset[int
 
 
 def boundary_arms(depth: int, role: str) -> dict[str, frozenset[int]]:
-    """arm -> blocks that stay unquantized, for an expert of `depth` blocks; arms that would keep every block are left
-    out."""
+    """arm -> blocks that stay unquantized, for an expert of `depth` blocks, each choice once.
+
+    Arms that would keep every block are left out, and so are seeds that choose what another arm keeps; the next seeds
+    take their place as long as there are other choices.
+    """
     first, last = frozenset(range(FIRST)), frozenset(range(depth - LAST, depth))
     if depth <= FIRST + LAST:
         return {NONE: frozenset()}
@@ -47,20 +52,26 @@ def boundary_arms(depth: int, role: str) -> dict[str, frozenset[int]]:
         f"last {LAST}": last,
         f"first {FIRST} + last {LAST}": first | last,
     }
-    for seed in range(CONTROLS):
-        arms[f"random {FIRST + LAST}, seed {seed}"] = random_blocks(FIRST + LAST, depth, role, seed)
+    wanted = len(arms) + CONTROLS
+    for seed in range(_MOST_SEEDS):
+        kept = random_blocks(FIRST + LAST, depth, role, seed)
+        if len(arms) < wanted and kept not in arms.values():
+            arms[f"random {FIRST + LAST}, seed {seed}"] = kept
     return arms
 
 
-def compare_arms(arms: Mapping[str, frozenset[int]], found: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def compare_arms(
+    arms: Mapping[str, frozenset[int]], found: Mapping[str, Sequence[float]], sample: CallSample
+) -> dict[str, Any]:
     """The arms of an analysis document.
 
     Args:
         found: arm -> NMSE of the model's output, one per call, in the same order for every arm.
+        sample: of these calls; every arm draws the same resamples.
 
     Returns:
-        arm -> kept blocks, NMSE per call and their mean with a 95 % bootstrap interval over calls; and, but for the arm
-        `none`, the mean paired difference to that arm with its interval. An interval of one call is None.
+        arm -> kept blocks, NMSE per call and their mean with a 95 % bootstrap interval; and, but for the arm `none`,
+        the mean paired difference to that arm with its interval. An interval of one pair of prompt and step is None.
     """
     none = np.asarray(found[NONE], dtype=np.float64)
     document: dict[str, Any] = {}
@@ -69,18 +80,10 @@ def compare_arms(arms: Mapping[str, frozenset[int]], found: Mapping[str, Sequenc
         document[name] = {
             "kept": [f"blocks.{block}" for block in sorted(kept)],
             "calls": values.tolist(),
-            "nmse": float(values.mean()),
-            "interval": _interval(values),
+            "nmse": sample.mean(values),
+            "interval": sample.interval(values),
             "to_none": None
             if name == NONE
-            else {"difference": float((values - none).mean()), "interval": _interval(values - none)},
+            else {"difference": sample.mean(values - none), "interval": sample.interval(values - none)},
         }
     return document
-
-
-def _interval(values: npt.NDArray[np.float64]) -> list[float] | None:
-    """95 % percentile bootstrap of the mean; every arm draws the same resamples."""
-    if len(values) < 2:
-        return None
-    picks = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
-    return [float(edge) for edge in np.percentile(values[picks].mean(axis=1), _LEVELS)]

@@ -189,10 +189,12 @@ def calibrate_model(
     digests = {prompt: _frames(model.plan, prompt, options, settings).without_images() for prompt in prompts}
     header = _header(model, settings, options, schedules)
     if resume and Path(out).exists():
-        finished = finished_calibration(Path(out), header, digests, keep_parts=options.parts)
+        finished = finished_calibration(
+            Path(out), header, digests, keep_calls=options.kept_calls, keep_parts=options.parts
+        )
         shown.note(f"{out} was complete; nothing was left to do")
         return finished, CalibrationCost(0.0, 0.0)
-    work = CalibrationWork.begin(Path(out), header, digests, resume=resume)
+    work = CalibrationWork.begin(Path(out), header, digests, keep_calls=options.kept_calls, resume=resume)
     try:
         cost = _run(model, prompts, settings, options, schedules, timesteps, digests, work, shown)
     finally:
@@ -291,7 +293,7 @@ def _header(
             "by": sorted(options.by),
             "keep_inputs": options.keep_inputs,
             # Absent where none are kept: such a calibration has the id that it had before calls could be kept.
-            **({"keep_calls": options.kept_calls} if options.kept_calls else {}),
+            **({"keep_calls": options.sampled_calls} if options.sampled_calls else {}),
         },
         "histogram": {"bins_per_octave": BINS_PER_OCTAVE, "octaves": OCTAVES},
         "schedule": {role: schedule.to_json() for role, schedule in schedules.items()},
@@ -344,6 +346,7 @@ def collector_of(
         by=options.by,
         keep_inputs=options.keep_inputs,
         keep_calls=options.kept_calls,
+        sampled_calls=options.sampled_calls,
         seed=settings.seed,
         on_call=progress.advance,
     )

@@ -1,12 +1,12 @@
 """Calibrations: what the inputs of a model's linears look like, read back from disk.
 
 A calibration is a folder with `calibration.json` (schema `hfq.calibration/1`) and `statistics.safetensors`, whose
-tensors `hfq.convert.calibration_layout` lists. With `--parts` it also holds one such folder per prompt under `parts/`.
+tensors `hfq.convert.calibration_layout` lists; `calls.json` and `calls.safetensors` beside them hold the calls that
+were kept for an analysis. With `--parts` it also holds one such folder per prompt under `parts/`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +27,11 @@ from hfq.schema.errors import (
 )
 
 from .calibration_layout import CallPlan, GroupPlan, plan_calls, plan_groups
+from .call_store import CallStore, file_sha256, open_calls
 from .group_statistics import GroupStatistics, check_values
-from .kept_calls import Inputs, ModelCall, check_inputs, prompt_key
+from .kept_calls import CallKey, Inputs, ModelCall, check_inputs, prompt_key
 from .safetensors_file import SafetensorsFile
+from .schedule import ExpertSchedule, movements
 from .site_output import even_indices
 from .work_folder import JOURNAL
 
@@ -38,16 +40,6 @@ __all__ = ["DOCUMENT", "PARTS", "STATISTICS", "Calibration", "GroupStatistics", 
 DOCUMENT: Final = "calibration.json"
 STATISTICS: Final = "statistics.safetensors"
 PARTS: Final = "parts"
-_CHUNK: Final = 8 << 20
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in chunks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class Calibration:
@@ -56,11 +48,13 @@ class Calibration:
     Attributes:
         path: its folder.
         document: the parsed `calibration.json`.
+        spread: the calls that were kept for an analysis, where there are any.
     """
 
     def __init__(self, path: Path, document: dict[str, Any], statistics: SafetensorsFile) -> None:
         self.path = path
         self.document = document
+        self.spread: CallStore | None = None
         self._file = statistics
         self._plans = plan_groups(document, statistics.tensors, str(path / STATISTICS))
         self._calls = plan_calls(document, statistics.tensors, str(path / STATISTICS))
@@ -127,11 +121,11 @@ class Calibration:
         return torch.cat(parts)
 
     def call_plans(self, role: str) -> Sequence[CallPlan]:
-        """The kept calls of an expert, from document and header alone; none when the calibration kept none."""
+        """The sampled calls of an expert, from document and header alone; none when the calibration kept none."""
         return self._calls.get(role, ())
 
     def read_call(self, plan: CallPlan) -> Inputs:
-        """The inputs of one kept call.
+        """The inputs of one sampled call.
 
         Raises:
             MalformedFileError: numbers that no run can have made.
@@ -141,16 +135,34 @@ class Calibration:
         return inputs
 
     def calls(self, role: str) -> list[ModelCall]:
-        """The kept calls of an expert, by timestep bin, branch and rising digest; all of them in memory.
+        """The kept calls of an expert, all of them in memory: those spread over its steps, by step, digest and branch;
+        of a calibration without these the sampled ones, by timestep bin, branch and rising digest.
 
         Raises:
             MalformedFileError: numbers that no run can have made.
         """
+        if self.spread is not None:
+            return self._model_calls([(plan.key, self.spread.read(plan)) for plan in self.spread.plans(role)])
+        return self.sampled_calls(role)
+
+    def sampled_calls(self, role: str) -> list[ModelCall]:
+        """The sampled calls of an expert, by timestep bin, branch and rising digest; all of them in memory.
+
+        Raises:
+            MalformedFileError: numbers that no run can have made.
+        """
+        return self._model_calls([(plan.key, self.read_call(plan)) for plan in self.call_plans(role)])
+
+    def _model_calls(self, kept: Sequence[tuple[CallKey, Inputs]]) -> list[ModelCall]:
         entries = [prompt for part in self.document["parts"] for prompt in part["prompts"]]
         texts = {prompt_key(entry): str(entry["sha256"]) for entry in entries}
+        schedules = {role: ExpertSchedule.from_json(entry) for role, entry in self.document["schedule"].items()}
+        moved = movements(schedules)
         return [
-            ModelCall(**plan.key.call.to_json(), prompt_sha256=texts[plan.key.prompt], inputs=self.read_call(plan))
-            for plan in self.call_plans(role)
+            ModelCall(
+                **key.call.to_json(), prompt_sha256=texts[key.prompt], inputs=inputs, movement=moved[key.call.step]
+            )
+            for key, inputs in kept
         ]
 
     def check_group(self, role: str, group: str, channels: int) -> None:
@@ -197,7 +209,7 @@ class Calibration:
             )
 
     def verify_bytes(self) -> None:
-        """Hash the statistics file and compare with the document.
+        """Hash the statistics file, and that of calls kept for an analysis, and compare with the documents.
 
         Raises:
             DigestMismatchError
@@ -210,6 +222,8 @@ class Calibration:
                 expected=self.document["statistics"]["sha256"][:12] + "…",
                 found=found[:12] + "…",
             )
+        if self.spread is not None:
+            self.spread.verify_bytes()
 
     def leaf_folders(self) -> list[Path]:
         """The folders of its parts when they were kept (`--parts`), else its own.
@@ -232,8 +246,10 @@ class Calibration:
         return found
 
     def close(self) -> None:
-        """Close the statistics file."""
+        """Close its files."""
         self._file.close()
+        if self.spread is not None:
+            self.spread.close()
 
     def __enter__(self) -> Calibration:
         return self
@@ -248,8 +264,8 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Open a calibration folder. Its document is checked, its statistics are read when asked for.
 
     Raises:
-        MissingPathError, MalformedFileError and subclasses, DigestMismatchError, and what `plan_groups`
-            and `plan_calls` raise
+        MissingPathError, MalformedFileError and subclasses, DigestMismatchError, and what `plan_groups`, `plan_calls`
+            and `open_calls` raise
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -273,7 +289,9 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
             found=f"{statistics.size_bytes} bytes",
         )
     try:
-        return Calibration(folder, document, statistics)
+        found = Calibration(folder, document, statistics)
+        found.spread = open_calls(folder, document)
+        return found
     except BaseException:
         statistics.close()
         raise

@@ -12,6 +12,7 @@ from .architecture import Architecture
 from .calibration_options import CalibrationOptions
 from .generation import GenerationSettings
 from .histogram import BINS
+from .kept_calls import spread_counts
 from .pipeline_plan import ModelPlan
 from .schedule import ExpertSchedule
 from .transformer import memory_bytes
@@ -35,6 +36,7 @@ class Estimate:
 
     Attributes:
         statistics_bytes: memory of the statistics and kept calls of one prompt, all experts.
+        calls_bytes: of it, kept calls.
         model_bytes: memory of the transformers.
         disk_bytes: on disk at the end of the run, before finished parts are removed.
         forwards: of a transformer, all prompts.
@@ -43,6 +45,7 @@ class Estimate:
     """
 
     statistics_bytes: int
+    calls_bytes: int
     model_bytes: int
     disk_bytes: int
     forwards: int
@@ -93,13 +96,18 @@ def estimate(
         per_channel = keys * (BINS + 1) * _INT32 + len(schedule.calls) * _PER_CALL + bins * options.keep_inputs * _BF16
         statistics += channels * per_channel
         for cell in Counter((call.bin, call.branch) for call in schedule.calls).values():
-            calls += min(options.kept_calls, cell)
-            merged_calls += min(options.kept_calls, cell * prompts)
+            calls += min(options.sampled_calls, cell)
+            merged_calls += min(options.sampled_calls, cell * prompts)
+        branches = len({call.branch for call in schedule.calls})
+        for count in spread_counts(schedule, options.kept_calls).values():
+            calls += branches * min(1, count)
+            merged_calls += branches * min(prompts, count)
     each = call_bytes(plan, settings, dtype_bytes)
     tokens = plan.sizes.tokens(settings, architecture.patch_size)
     # Every prompt's part lies on disk until they are joined: that is also what a resumed run continues from.
     return Estimate(
         statistics_bytes=statistics + calls * each,
+        calls_bytes=calls * each,
         model_bytes=memory_bytes(architecture) * len(plan.roles),
         disk_bytes=statistics * (prompts + 1) + (calls * prompts + merged_calls) * each,
         forwards=prompts * settings.steps * len(settings.branches),

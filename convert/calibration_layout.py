@@ -39,7 +39,7 @@ from .safetensors_writer import TensorPlan
 from .schedule import ExpertSchedule
 from .tensor_bytes import TORCH_DTYPES
 
-__all__ = ["CallPlan", "GroupPlan", "plan_calls", "plan_groups"]
+__all__ = ["CallPlan", "GroupPlan", "plan_calls", "plan_groups", "plan_listed"]
 
 _GROUP_NAME: Final = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,20}")
 
@@ -274,11 +274,25 @@ def plan_calls(
         MalformedFileError: calls that no run can have chosen, or a tensor name that no calibration has.
         MissingTensorError, UnexpectedTensorError, ShapeMismatchError
     """
+    listed = {role: _listed_calls(document, role, where) for role in document["schedule"]}
+    return plan_listed(listed, {name: entry for name, entry in tensors.items() if _is_of_call(name)}, where)
+
+
+def plan_listed(
+    listed: Mapping[str, Sequence[CallKey]], tensors: Mapping[str, TensorEntry], where: str
+) -> dict[str, tuple[CallPlan, ...]]:
+    """role -> plans of its kept calls, from the calls that a document lists and from a file's tensors.
+
+    Args:
+        tensors: of calls, and nothing else.
+
+    Raises:
+        MalformedFileError, MissingTensorError, UnexpectedTensorError, ShapeMismatchError
+    """
     leaves: dict[str, list[TensorEntry]] = {}
     for name, entry in tensors.items():
-        if _is_of_call(name):
-            leaves.setdefault("/".join(name.split("/")[:3]) + "/", []).append(entry)
-    plans = {role: tuple(_plan_role(document, leaves, role, where)) for role in sorted(document["schedule"])}
+        leaves.setdefault("/".join(name.split("/")[:3]) + "/", []).append(entry)
+    plans = {role: tuple(_plan_role(listed[role], leaves, role, where)) for role in sorted(listed)}
     known = {plan.prefix for of_role in plans.values() for plan in of_role}
     extra = sorted(entry.name for prefix, found in leaves.items() if prefix not in known for entry in found)
     if extra:
@@ -287,10 +301,10 @@ def plan_calls(
 
 
 def _plan_role(
-    document: Mapping[str, Any], leaves: Mapping[str, Sequence[TensorEntry]], role: str, where: str
+    keys: Sequence[CallKey], leaves: Mapping[str, Sequence[TensorEntry]], role: str, where: str
 ) -> Iterator[CallPlan]:
     kind: list[tuple[str, torch.dtype, int]] | None = None
-    for index, key in enumerate(_listed_calls(document, role, where)):
+    for index, key in enumerate(keys):
         prefix = f"{role}/{_CALLS}/{index}/"
         found = sorted(leaves.get(prefix, ()), key=lambda entry: entry.name)
         plan = CallPlan(role, index, key, tuple(_leaf(entry, prefix, where) for entry in found))

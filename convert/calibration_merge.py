@@ -25,20 +25,27 @@ from hfq.schema.errors import CalibrationMergeError, UsageError
 
 from .calibration import DOCUMENT, STATISTICS, Calibration, load_calibration
 from .calibration_layout import CallPlan, GroupPlan
+from .call_store import CALL_TENSORS, CALLS, CallStore, SpreadCalls, write_calls
 from .group_statistics import GroupStatistics
-from .kept_calls import Inputs, choose_calls
+from .kept_calls import Inputs, choose_calls, choose_spread
 from .kept_rows import order_of_digests
 from .progress import Progress, Silent
 from .safetensors_writer import SafetensorsWriter
+from .schedule import ExpertSchedule
 from .work_folder import WorkFolder, WorkKind
 
 __all__ = ["GroupPlan", "check_mergeable", "merge_calibrations", "merge_groups", "merge_into", "open_leaves",
            "write_calibration"]  # fmt: skip
 
+_FILES: Final = 2
+"""Open files of a part: statistics and kept calls."""
+
 HEADER: Final = ("base", "settings", "histogram", "schedule")
 """Members of the document that parts of one calibration share."""
 
-_MERGE: Final = WorkKind("merge", "", re.compile(r"(?!)"), frozenset({DOCUMENT, STATISTICS}))
+_MERGE: Final = WorkKind(
+    "merge", "", re.compile(r"(?!)"), frozenset({DOCUMENT, STATISTICS}), frozenset({CALLS, CALL_TENSORS})
+)
 
 
 def write_calibration(
@@ -50,6 +57,7 @@ def write_calibration(
     *,
     calls: Sequence[CallPlan] = (),
     read_call: Callable[[CallPlan], Inputs] | None = None,
+    spread: SpreadCalls | None = None,
 ) -> str:
     """Write a calibration into an existing folder and return its id.
 
@@ -59,8 +67,9 @@ def write_calibration(
         plans: the input groups; sorted by expert and name here.
         read: gives the statistics of one group when its turn comes.
         parts: document member `parts`; an entry without `sha256` gets the digest of the file just written.
-        calls: kept calls of every expert, each expert's in their order, where the settings keep any.
-        read_call: gives the inputs of one call when its turn comes.
+        calls: sampled calls of every expert, each expert's in their order, where the settings keep any.
+        read_call: gives the inputs of one sampled call when its turn comes.
+        spread: calls that are kept for an analysis, where there are any; the id does not depend on them.
     """
     ordered = sorted(plans, key=lambda plan: (plan.role, plan.group))
     path = folder / STATISTICS
@@ -88,6 +97,9 @@ def write_calibration(
         }
     document["id"] = content_id(document)
     validate(document, "calibration", str(folder / DOCUMENT))
+    if spread is not None:
+        write_calls(folder, document["id"], header["schedule"], spread)
+    # Last: a folder with this document is whole.
     write_file(folder / DOCUMENT, canonical_json(document) + b"\n")
     return str(document["id"])
 
@@ -133,6 +145,14 @@ def check_mergeable(calibrations: Sequence[Calibration]) -> None:
                 where=other.path,
                 expected=f"{member}.{name} = {_brief(left.get(name))} as in {first.path}",
                 found=_brief(right.get(name)),
+            )
+        counts = [0 if found.spread is None else found.spread.keep for found in (first, other)]
+        if all(counts) and counts[0] != counts[1]:
+            raise CalibrationMergeError(
+                "made with other settings",
+                where=other.path,
+                expected=f"--keep-calls {counts[0]} as in {first.path}",
+                found=counts[1],
             )
         if other.groups(first.roles[0]) != first.groups(first.roles[0]):
             raise CalibrationMergeError("statistics of other inputs", where=other.path, expected=f"as in {first.path}")
@@ -197,7 +217,7 @@ def open_leaves(folders: Sequence[Path], stack: contextlib.ExitStack) -> list[Ca
     """
     if not folders:
         raise UsageError("nothing to merge", expected="calibration folders")
-    _allow_open_files(len(folders) + 256)
+    _allow_open_files(len(folders) * _FILES + 256, stack)
     leaves = []
     for folder in folders:
         leaves.append(stack.enter_context(load_calibration(folder)))
@@ -205,15 +225,18 @@ def open_leaves(folders: Sequence[Path], stack: contextlib.ExitStack) -> list[Ca
     return leaves
 
 
-def _allow_open_files(wanted: int) -> None:
-    """Most systems start a program with 1,024 open files and let it ask for more."""
+def _allow_open_files(wanted: int, stack: contextlib.ExitStack) -> None:
+    """Most systems start a program with 1,024 open files and let it ask for more; it has what it had before when the
+    stack is left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise UsageError("too many parts at once", expected=f"at most {hard - 256}", found=wanted - 256,
+        raise UsageError("too many parts at once", expected=f"at most {(hard - 256) // _FILES}",
+                         found=(wanted - 256) // _FILES,
                          todo="merge some of them first, then the results")  # fmt: skip
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def merge_into(folder: Path, leaves: Sequence[Calibration], progress: Progress) -> str:
@@ -236,7 +259,10 @@ def merge_into(folder: Path, leaves: Sequence[Calibration], progress: Progress) 
 
     header = {member: document[member] for member in HEADER}
     parts = [part for leaf in ordered for part in leaf.document["parts"]]
-    identity = write_calibration(folder, header, plans, read, parts, calls=list(calls), read_call=read_call)
+    spread = _merged_spread(ordered, progress)
+    identity = write_calibration(
+        folder, header, plans, read, parts, calls=list(calls), read_call=read_call, spread=spread
+    )
     progress.finish()
     return identity
 
@@ -262,15 +288,54 @@ def _merged_calls(leaves: Sequence[Calibration], role: str) -> Iterator[tuple[Ca
     """The kept calls of an expert in the merged calibration, each with the leaf and the plan that it comes from."""
     sources = {plan.key: (leaf, plan) for leaf in leaves for plan in leaf.call_plans(role)}
     keep = int(leaves[0].document["settings"].get("keep_calls", 0))
-    first: tuple[Calibration, CallPlan] | None = None
-    for index, key in enumerate(choose_calls(sources, keep)):
-        leaf, plan = sources[key]
-        first = first or (leaf, plan)
-        if plan.kind != first[1].kind:
+    chosen = {
+        dataclasses.replace(sources[key][1], index=index): sources[key]
+        for index, key in enumerate(choose_calls(sources, keep))
+    }
+    _check_kinds(chosen)
+    yield from chosen.items()
+
+
+def _check_kinds(chosen: Mapping[CallPlan, tuple[Calibration | CallStore, CallPlan]]) -> None:
+    """Calls of an expert that are joined were given the same arguments."""
+    first: dict[str, tuple[Path, CallPlan]] = {}
+    for source, plan in chosen.values():
+        path, known = first.setdefault(plan.role, (source.path, plan))
+        if plan.kind != known.kind:
             raise CalibrationMergeError(
                 "kept calls with other arguments",
-                where=f"{leaf.path}: {plan.prefix}",
-                expected=f"as in {first[0].path}",
+                where=f"{source.path}: {plan.prefix}",
+                expected=f"as in {path}",
                 found=", ".join(name for name, _, _ in plan.kind),
             )
-        yield dataclasses.replace(plan, index=index), (leaf, plan)
+
+
+def _merged_spread(leaves: Sequence[Calibration], progress: Progress) -> SpreadCalls | None:
+    """The calls that one run over all prompts keeps for an analysis; None unless every leaf has its own."""
+    stores = [(leaf, leaf.spread) for leaf in leaves]
+    without = [leaf.path for leaf, store in stores if store is None]
+    if without:
+        if len(without) < len(leaves):
+            progress.note(
+                f"warning: {without[0]} kept no calls for an analysis; the merged calibration keeps none either"
+            )
+        return None
+    sources = {
+        (plan.role, plan.key): (store, plan)
+        for leaf, store in stores
+        if store is not None
+        for role in leaf.roles
+        for plan in store.plans(role)
+    }
+    document = leaves[0].document
+    keep = max(store.keep for _, store in stores if store is not None)
+    chosen: dict[CallPlan, tuple[CallStore, CallPlan]] = {}
+    for role, entry in document["schedule"].items():
+        prompts = {key.prompt for of_role, key in sources if of_role == role}
+        for index, key in enumerate(
+            choose_spread(ExpertSchedule.from_json(entry), keep, document["settings"]["seed"], prompts)
+        ):
+            store, plan = sources[role, key]
+            chosen[dataclasses.replace(plan, index=index)] = store, plan
+    _check_kinds(chosen)
+    return SpreadCalls(keep, list(chosen), lambda plan: chosen[plan][0].read(chosen[plan][1]))

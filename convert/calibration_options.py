@@ -13,6 +13,10 @@ __all__ = ["BY", "CalibrationOptions"]
 
 BY: Final = ("bins", "branch")
 
+_DEFAULT_CALLS: Final = 4
+"""12 steps: nearly every one of the high-noise expert of Wan 2.2, which has 13 of 40, and every second or third of the
+low-noise expert's. With both branches an analysis of 40 blocks then runs an expert some 700 times."""
+
 
 @dataclass(frozen=True)
 class CalibrationOptions:
@@ -22,7 +26,8 @@ class CalibrationOptions:
         rows: rows per call that enter the histograms; None for all.
         by: extra histogram keys, of "bins" and "branch".
         keep_inputs: rows kept per expert, input group and timestep bin.
-        keep_calls: whole forwards kept per expert, timestep bin and guidance branch; None for 1 when rows are kept.
+        keep_calls: a third of the whole forwards that are kept per expert and guidance branch, spread over its steps;
+            None for 4 when rows are kept.
         parts: keep one mergeable calibration per prompt.
         image, last_image: conditioning frames for prompts that name none: a file or "blank".
     """
@@ -49,4 +54,10 @@ class CalibrationOptions:
     @property
     def kept_calls(self) -> int:
         """`keep_calls`, or its default: errors of whole blocks go with those of single linears."""
-        return int(self.keep_inputs > 0) if self.keep_calls is None else self.keep_calls
+        return _DEFAULT_CALLS * (self.keep_inputs > 0) if self.keep_calls is None else self.keep_calls
+
+    @property
+    def sampled_calls(self) -> int:
+        """Calls per timestep bin and guidance branch that are stored, and hashed, with the statistics: one where rows
+        are kept with calls. What more calls are kept for an analysis does not change a calibration's id."""
+        return int(self.keep_inputs > 0 and self.kept_calls > 0)

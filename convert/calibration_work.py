@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,10 @@ from hfq.schema.errors import DigestMismatchError, HfqError, OutputExistsError, 
 from .calibration import DOCUMENT, PARTS, STATISTICS, Calibration, load_calibration
 from .calibration_layout import CallPlan, GroupPlan
 from .calibration_merge import HEADER, merge_into, open_leaves, write_calibration
+from .call_store import CALL_TENSORS, CALLS, SpreadCalls
 from .generation import Frames
 from .group_statistics import RunStatistics
-from .kept_calls import prompt_key
+from .kept_calls import Inputs, KeptCall, prompt_key
 from .progress import Progress
 from .prompts import Prompt
 from .work_folder import WorkFolder, WorkKind, clear_finished, first_difference
@@ -26,11 +27,13 @@ from .work_folder import WorkFolder, WorkKind, clear_finished, first_difference
 __all__ = ["CALIBRATION", "CalibrationWork", "finished_calibration"]
 
 _FILES: Final = frozenset({DOCUMENT, STATISTICS})
+_CALLS: Final = frozenset({CALLS, CALL_TENSORS})
 CALIBRATION: Final = WorkKind(
     "calibration",
     PARTS,
-    re.compile(rf"[0-9a-f]{{16}}(\.partial)?(/({'|'.join(map(re.escape, sorted(_FILES)))}))?"),
+    re.compile(rf"[0-9a-f]{{16}}(\.partial)?(/({'|'.join(map(re.escape, sorted(_FILES | _CALLS)))}))?"),
     _FILES,
+    _CALLS,
 )
 
 
@@ -41,14 +44,20 @@ class CalibrationWork:
         partial: the folder.
     """
 
-    def __init__(self, folder: WorkFolder, header: Mapping[str, Any], entries: Mapping[Prompt, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        folder: WorkFolder,
+        header: Mapping[str, Any],
+        entries: Mapping[Prompt, dict[str, Any]],
+        keep_calls: int,
+    ) -> None:
         self.partial = folder.partial
-        self._work, self._header, self._entries = folder, header, entries
+        self._work, self._header, self._entries, self._keep_calls = folder, header, entries, keep_calls
         self._written = {entry["prompt"]: entry["calibration"] for entry in folder.entries}
 
     @classmethod
     def begin(
-        cls, out: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, Frames], *, resume: bool
+        cls, out: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, Frames], *, keep_calls: int, resume: bool
     ) -> CalibrationWork:
         """Start the folder, or check that it was started with the same inputs.
 
@@ -56,6 +65,7 @@ class CalibrationWork:
             out: the folder that will be made in the end.
             header: what the parts share.
             prompts: with the frames that they are conditioned on.
+            keep_calls: a third of the spread calls per expert and guidance branch.
             resume: go on in an existing folder.
 
         Raises:
@@ -69,7 +79,8 @@ class CalibrationWork:
             other = keys.setdefault(prompt_key(entry), prompt)
             if other is not prompt:
                 raise UsageError("one prompt twice, with the same frames", found=f"{other.label} and {prompt.label}")
-        work = cls(WorkFolder(out, CALIBRATION, _inputs(header, entries), resume=resume), header, entries)
+        inputs = _inputs(header, entries, keep_calls)
+        work = cls(WorkFolder(out, CALIBRATION, inputs, resume=resume), header, entries, keep_calls)
         try:
             work._check_parts()
         except BaseException:
@@ -131,11 +142,7 @@ class CalibrationWork:
         unfinished = folder.with_name(folder.name + ".partial")
         unfinished.mkdir()
         plans = [GroupPlan.of(role, group, statistics) for (role, group), statistics in found.groups.items()]
-        calls = {
-            CallPlan.of(role, index, call.key, call.inputs): call.inputs
-            for role, of_role in found.calls.items()
-            for index, call in enumerate(of_role)
-        }
+        calls, spread = _planned(found.calls), _planned(found.spread)
         try:
             identity = write_calibration(
                 unfinished,
@@ -145,6 +152,7 @@ class CalibrationWork:
                 [{"prompts": [self._entries[prompt]]}],
                 calls=list(calls),
                 read_call=calls.__getitem__,
+                spread=SpreadCalls(self._keep_calls, list(spread), spread.__getitem__) if spread else None,
             )
         except (OSError, HfqError):
             self._work.remove(unfinished)
@@ -173,7 +181,7 @@ class CalibrationWork:
 
 
 def finished_calibration(
-    out: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, Frames], *, keep_parts: bool
+    out: Path, header: Mapping[str, Any], prompts: Mapping[Prompt, Frames], *, keep_calls: int, keep_parts: bool
 ) -> Calibration:
     """The calibration that is there, if it is the one that would be made.
 
@@ -190,24 +198,35 @@ def finished_calibration(
         raise OutputExistsError(there, where=out, found=str(error), todo=todo) from None
     made = {member: calibration.document[member] for member in ("base", "settings", "schedule", "histogram")}
     made["prompts"] = _sorted(prompt for part in calibration.document["parts"] for prompt in part["prompts"])
-    found = first_difference(made, {**_inputs(header, entries), "prompts": _sorted(entries.values())})
+    made["calls"] = {"keep_calls": 0 if calibration.spread is None else calibration.spread.keep}
+    inputs = _inputs(header, entries, keep_calls)
+    found = first_difference(made, {**inputs, "prompts": _sorted(entries.values())})
     if found is not None:
         raise OutputExistsError(there, where=f"{out}: {found.field}", expected=found.now, found=found.before, todo=todo)
     if keep_parts and leaves == [out]:
         raise OutputExistsError(there, where=out, expected="one with its parts", found="no parts", todo=todo)
-    clear_finished(out, CALIBRATION, _inputs(header, entries))
+    clear_finished(out, CALIBRATION, inputs)
     return calibration
 
 
-def _inputs(header: Mapping[str, Any], entries: Mapping[Prompt, dict[str, Any]]) -> dict[str, Any]:
+def _inputs(header: Mapping[str, Any], entries: Mapping[Prompt, dict[str, Any]], keep_calls: int) -> dict[str, Any]:
     """What decides the result, in this order: another setting explains another schedule."""
     prompts = {f"{number}": entry for number, entry in enumerate(entries.values(), 1)}
-    ordered = {"base": header["base"], "settings": header["settings"], "prompts": prompts}
+    calls = {"keep_calls": keep_calls}
+    ordered = {"base": header["base"], "settings": header["settings"], "calls": calls, "prompts": prompts}
     return {**ordered, "schedule": header["schedule"], "histogram": header["histogram"]}
 
 
 def _sorted(prompts: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(prompts, key=canonical_json)
+
+
+def _planned(kept: Mapping[str, Sequence[KeptCall]]) -> dict[CallPlan, Inputs]:
+    return {
+        CallPlan.of(role, index, call.key, call.inputs): call.inputs
+        for role, calls in kept.items()
+        for index, call in enumerate(calls)
+    }
 
 
 def _entry(prompt: Prompt, frames: Frames) -> dict[str, Any]:

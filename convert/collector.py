@@ -53,7 +53,8 @@ class Collector:
         rows: rows per call that enter the histogram, or None for all.
         by: extra histogram keys: "bins", "branch".
         keep_inputs: rows kept per input group and timestep bin.
-        keep_calls: whole forwards kept per expert, timestep bin and branch.
+        keep_calls: a third of the whole forwards kept per expert and guidance branch, spread over its steps.
+        sampled_calls: whole forwards kept per expert, timestep bin and branch.
         seed: of the selection of kept rows and calls.
         on_call: called after every forward of a transformer.
     """
@@ -70,6 +71,7 @@ class Collector:
         keep_inputs: int,
         keep_calls: int,
         seed: int,
+        sampled_calls: int = 0,
         on_call: Callable[[], None],
     ) -> None:
         self._transformers, self._inputs, self._schedules = dict(transformers), list(inputs), dict(schedules)
@@ -80,7 +82,8 @@ class Collector:
             for role, schedule in schedules.items()
         }
         self._chooser = RowChooser(keep_inputs, seed) if keep_inputs else None
-        self._keeper = CallKeeper(keep_calls, seed, schedules) if keep_calls else None
+        kept = keep_calls or sampled_calls
+        self._keeper = CallKeeper(keep_calls, sampled_calls, seed, schedules) if kept else None
         self._groups: dict[tuple[str, str], Accumulator] = {}
         self._kept: dict[tuple[str, str, int], KeptRows] = {}
         self._branch: str | None = None
@@ -146,7 +149,9 @@ class Collector:
                         todo="calibrate the model as it was released: no fused projections, no step caching",
                     )
                 result[entry.role, entry.group] = self._on_cpu(entry, group.statistics)
-            return RunStatistics(result, {} if self._keeper is None else self._keeper.result())
+            if self._keeper is None:
+                return RunStatistics(result)
+            return RunStatistics(result, self._keeper.sampled(), self._keeper.spread())
         finally:
             self.seconds += time.perf_counter() - started
 

@@ -147,7 +147,7 @@ def plan_conversion(
         opened = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
         use = use_calibration(checkpoint, opened, staged, progress)
         _say_what_measures(loaded, use, progress)
-    warnings = [*keep_warnings(loaded, routes, sites), *use.warnings]
+    warnings = [*selection.warnings, *keep_warnings(loaded, routes, sites), *use.warnings]
     plan = Plan(loaded, routes, sites, use, warnings, selection, ranking, None)
     return _finish(plan, checkpoint, evaluation_prompts, progress)
 

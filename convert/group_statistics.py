@@ -142,11 +142,13 @@ class RunStatistics:
 
     Attributes:
         groups: (role, input group) -> statistics.
-        calls: role -> kept calls, by bin, branch and rising digest; empty when none are kept.
+        calls: role -> sampled calls, by bin, branch and rising digest; empty when none are kept.
+        spread: role -> spread calls, by step and branch; empty when none are kept.
     """
 
     groups: dict[tuple[str, str], GroupStatistics]
     calls: dict[str, list[KeptCall]] = field(default_factory=dict)
+    spread: dict[str, list[KeptCall]] = field(default_factory=dict)
 
 
 def check_values(statistics: GroupStatistics, where: str) -> None:

@@ -1,9 +1,13 @@
 """Which forwards of a transformer a calibration keeps whole.
 
-Per expert, timestep bin and guidance branch those with the smallest SHA-256 of (seed, prompt, step, branch).
+There are two choices. *Spread* calls are what an analysis measures on: per expert, steps evenly spaced over its own
+schedule, at each of them the prompts with the smallest SHA-256 of (seed, prompt, step), and every guidance branch of
+such a pair of prompt and step. *Sampled* calls go with kept rows and are part of a calibration's identity: per expert,
+timestep bin and guidance branch those with the smallest SHA-256 of (seed, prompt, step, branch). They may lie at any
+step of a bin, and the branches at different ones.
 
-As with kept rows, the choice does not depend on what else was run, so the calls of a merged calibration are exactly
-those that one run over all prompts keeps. A prompt's choice is known before it runs: nothing is copied in vain.
+As with kept rows, neither choice depends on what else was run, so the calls of a merged calibration are exactly those
+that one run over all prompts keeps. A prompt's choice is known before it runs: nothing is copied in vain.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from hfq.schema.errors import MalformedFileError, UsageError
 from .schedule import Call, ExpertSchedule
 
 __all__ = ["DTYPES", "MOST_CALLS", "CallKeeper", "CallKey", "Inputs", "KeptCall", "ModelCall", "check_inputs",
-           "choose_calls", "flatten", "prompt_key"]  # fmt: skip
+           "choose_calls", "choose_spread", "flatten", "prompt_key", "spread_counts"]  # fmt: skip
 
 Inputs = dict[str, Tensor | list[Tensor]]
 """Arguments of a transformer's forward by name: tensors, and flat lists of tensors."""
@@ -33,7 +37,10 @@ DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float64, to
 """What is stored as given; a pipeline passes timesteps as integers."""
 
 MOST_CALLS: Final = 1000
-"""Per bin and branch: six times as many of both experts, with six tensors each, stay within what a file may hold."""
+"""Six times as many of both experts, with six tensors each, stay within what a file may hold."""
+
+_PER_KEPT: Final = 3
+"""Spread calls of each guidance branch for every one that is asked for: as many as an expert has timestep bins."""
 
 _SAME_T: Final = 1e-3
 
@@ -55,7 +62,7 @@ class CallKey:
     Attributes:
         call: of the expert's schedule.
         prompt: 64 hex digits, see `prompt_key`.
-        digest: hex SHA-256 of `seed|prompt|step|branch`.
+        digest: hex SHA-256 of `seed|prompt|step|branch`; of a spread call, of `seed|prompt|step`.
     """
 
     call: Call
@@ -66,6 +73,11 @@ class CallKey:
     def of(cls, seed: int, prompt: str, call: Call) -> CallKey:
         """The key of a call of a prompt."""
         return cls(call, prompt, hashlib.sha256(f"{seed}|{prompt}|{call.step}|{call.branch}".encode()).hexdigest())
+
+    @classmethod
+    def of_step(cls, seed: int, prompt: str, call: Call) -> CallKey:
+        """The key of a spread call; the guidance branches of a step share the digest and are chosen together."""
+        return cls(call, prompt, hashlib.sha256(f"{seed}|{prompt}|{call.step}".encode()).hexdigest())
 
     @property
     def cell(self) -> tuple[int, str]:
@@ -93,6 +105,40 @@ def choose_calls(keys: Iterable[CallKey], keep: int) -> list[CallKey]:
     return chosen
 
 
+def spread_counts(schedule: ExpertSchedule, keep: int) -> dict[int, int]:
+    """step -> prompts that are kept there, for three times `keep` calls of each guidance branch.
+
+    The steps are the middles of as many equal stretches of the expert's own steps. Where more calls are asked for than
+    there are steps, every step gets as many prompts, and what is left over is spread again.
+    """
+    steps = sorted({call.step for call in schedule.calls})
+    each, rest = divmod(_PER_KEPT * keep, len(steps))
+    more = {steps[(2 * index + 1) * len(steps) // (2 * rest)] for index in range(rest)}
+    return {step: each + (step in more) for step in steps if each or step in more}
+
+
+def choose_spread(schedule: ExpertSchedule, keep: int, seed: int, prompts: Iterable[str]) -> list[CallKey]:
+    """Three times `keep` calls of each guidance branch, spread over the steps, by step, rising digest and branch.
+
+    Args:
+        prompts: 64 hex digits each, see `prompt_key`.
+    """
+    known, counts = sorted(set(prompts)), spread_counts(schedule, keep)
+    branches: dict[int, list[Call]] = {}
+    for call in schedule.calls:
+        branches.setdefault(call.step, []).append(call)
+    chosen = []
+    for step, count in counts.items():
+        first = branches[step][0]
+        for key in sorted((CallKey.of_step(seed, prompt, first) for prompt in known), key=_digest)[:count]:
+            chosen += [CallKey(call, key.prompt, key.digest) for call in branches[step]]
+    return chosen
+
+
+def _digest(key: CallKey) -> str:
+    return key.digest
+
+
 @dataclass(frozen=True)
 class KeptCall:
     """A kept call with the transformer's inputs, on the CPU."""
@@ -114,6 +160,7 @@ class ModelCall:
         inputs: keyword arguments of the diffusers transformer's forward, on the CPU, in the dtypes they had:
             `hidden_states` [batch, channels, frames, height, width], `timestep` [batch] or [batch, tokens],
             `encoder_hidden_states` [batch, tokens, channels], and what else the pipeline passed.
+        movement: |d sigma| of the step, what its output's error weighs; see `movements`.
     """
 
     step: int
@@ -122,33 +169,41 @@ class ModelCall:
     bin: int
     prompt_sha256: str
     inputs: Inputs
+    movement: float = 1.0
 
 
 class CallKeeper:
     """The kept calls of one prompt while it runs.
 
     Args:
-        keep: calls per expert, timestep bin and branch.
+        spread: a third of the spread calls per expert and guidance branch.
+        sampled: sampled calls per expert, timestep bin and guidance branch.
         seed: of the choice.
         schedules: role -> calls of one run.
     """
 
-    def __init__(self, keep: int, seed: int, schedules: Mapping[str, ExpertSchedule]) -> None:
-        self._keep, self._seed, self._schedules = keep, seed, dict(schedules)
+    def __init__(self, spread: int, sampled: int, seed: int, schedules: Mapping[str, ExpertSchedule]) -> None:
+        self._spread, self._sampled = spread, sampled
+        self._seed, self._schedules = seed, dict(schedules)
         self._chosen: dict[str, list[CallKey]] = {}
+        self._chosen_spread: dict[str, list[CallKey]] = {}
         self._taken: dict[tuple[str, Call], Inputs] = {}
 
     def begin_prompt(self, prompt: str) -> None:
         """Forget everything; the next calls belong to this prompt."""
         self._taken = {}
         self._chosen = {
-            role: choose_calls((CallKey.of(self._seed, prompt, call) for call in schedule.calls), self._keep)
+            role: choose_calls((CallKey.of(self._seed, prompt, call) for call in schedule.calls), self._sampled)
+            for role, schedule in self._schedules.items()
+        }
+        self._chosen_spread = {
+            role: choose_spread(schedule, self._spread, self._seed, [prompt])
             for role, schedule in self._schedules.items()
         }
 
     def wants(self, role: str, call: Call) -> bool:
         """Whether this call is to be kept."""
-        return any(key.call == call for key in self._chosen[role])
+        return any(key.call == call for key in (*self._chosen[role], *self._chosen_spread[role]))
 
     def take(self, role: str, call: Call, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
         """Copy the arguments of a forward of `module` to the CPU and keep them.
@@ -169,11 +224,19 @@ class CallKeeper:
         self._taken[role, call] = inputs
         return inputs
 
-    def result(self) -> dict[str, list[KeptCall]]:
-        """role -> kept calls, by bin, branch and rising digest; every chosen call has run."""
+    def sampled(self) -> dict[str, list[KeptCall]]:
+        """role -> sampled calls, by bin, branch and rising digest; every chosen call has run."""
+        return self._kept(self._chosen)
+
+    def spread(self) -> dict[str, list[KeptCall]]:
+        """role -> spread calls, by step and branch; every chosen call has run."""
+        return self._kept(self._chosen_spread)
+
+    def _kept(self, keys: Mapping[str, Sequence[CallKey]]) -> dict[str, list[KeptCall]]:
         return {
             role: [KeptCall(key, self._taken[role, key.call]) for key in chosen]
-            for role, chosen in self._chosen.items()
+            for role, chosen in keys.items()
+            if chosen
         }
 
 

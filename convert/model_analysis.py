@@ -1,5 +1,8 @@
 """What quantizing one block, or all but a few, does to a whole expert: run on the calls that a calibration kept.
 
+Every figure is a mean over the calls, weighed by what their steps move the latent, with an interval; every block has
+the range of ranks that it may have.
+
 Unlike the figures per linear this needs the transformer in memory, so it is left out, with the reason, where that
 cannot be.
 """
@@ -7,15 +10,17 @@ cannot be.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .block_errors import BlockErrors, ErrorFigures, arms_errors, block_errors
+from .block_errors import ErrorFigures, arms_errors, block_errors
 from .boundary_arms import boundary_arms, compare_arms
+from .call_sample import CallSample, Floats
 from .expert_analysis import Formats
 from .kept_calls import ModelCall
 from .progress import Progress
@@ -32,6 +37,10 @@ _NARROW: Final = 24
 _WIDE: Final = 4
 """Activations of the model's and of the feed-forward's width that are alive at once, of the model's run and of the run
 inside it from one block on; some of them are fp32, which counts twice."""
+
+_FIGURES: Final = ("isolated", "isolated_contribution", "propagated")
+
+_TODO: Final = "calibrate with --keep-calls 4 or more, and several prompts"
 
 _MEMINFO: Final = Path("/proc/meminfo")
 
@@ -83,26 +92,42 @@ def analyze_model(
     found = block_errors(transformer, calls, formats.weight, formats.activation, progress)
     arms = boundary_arms(depth, role)
     values = arms_errors(transformer, calls, formats.weight, formats.activation, arms, progress)
+    sample = CallSample(calls)
+    for reason in sample.weak:
+        progress.note(f"warning: {role}: the ranking of blocks is weak: {reason} ({_TODO})")
     return {
         "calls": [
-            {"step": call.step, "t": call.t, "branch": call.branch, "bin": call.bin, "prompt": call.prompt_sha256}
+            {"step": call.step, "t": call.t, "branch": call.branch, "bin": call.bin, "prompt": call.prompt_sha256,
+             "movement": call.movement}
             for call in calls
         ],
-        "blocks": _blocks(found),
-        "arms": compare_arms(arms, values),
-    }
+        "sample": {"pairs": sample.pairs, "weak": sample.weak},
+        "blocks": _blocks(found, calls, sample),
+        "arms": compare_arms(arms, values, sample),
+    }  # fmt: skip
 
 
-def _blocks(found: BlockErrors) -> dict[str, Any]:
+def _blocks(
+    found: Mapping[str, Sequence[ErrorFigures]], calls: Sequence[ModelCall], sample: CallSample
+) -> dict[str, Any]:
+    tables = {name: _table(found, name) for name in _FIGURES}
+    ranks = {name: sample.ranks(table) for name, table in tables.items()}
+    bins = {index: [n for n, call in enumerate(calls) if call.bin == index] for index in {call.bin for call in calls}}
+    samples = {index: CallSample([calls[n] for n in numbers]) for index, numbers in bins.items()}
     return {
-        name: {**_figures(block), "bins": {str(index): _figures(part) for index, part in block.bins.items()}}
-        for name, block in found.blocks.items()
+        block: {
+            **{name: sample.mean(table[row]) for name, table in tables.items()},
+            "bins": {
+                str(index): {name: samples[index].mean(table[row, bins[index]]) for name, table in tables.items()}
+                for index in sorted(bins)
+            },
+            "intervals": {name: sample.interval(table[row]) for name, table in tables.items()},
+            "ranks": {name: ranks[name][row] for name in tables},
+        }
+        for row, block in enumerate(found)
     }
 
 
-def _figures(errors: ErrorFigures) -> dict[str, float]:
-    return {
-        "isolated": errors.isolated,
-        "isolated_contribution": errors.isolated_contribution,
-        "propagated": errors.propagated,
-    }
+def _table(found: Mapping[str, Sequence[ErrorFigures]], name: str) -> Floats:
+    """[blocks, calls]"""
+    return np.array([[getattr(errors, name) for errors in of_block] for of_block in found.values()], dtype=np.float64)

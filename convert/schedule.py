@@ -8,13 +8,16 @@ shift still maps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["BRANCHES", "Call", "ExpertSchedule", "bin_of", "expert_schedules", "histogram_key"]
+__all__ = ["BRANCHES", "Call", "ExpertSchedule", "bin_of", "expert_schedules", "histogram_key", "movements"]
 
 BRANCHES: Final = ("cond", "uncond")
+_TIMESTEPS: Final = 1000
+"""t of pure noise: sigma is t / 1000 in every scheduler of a Wan pipeline."""
+
 _FRACTIONS: Final = {"high_noise": (0.33, 0.66), "low_noise": (0.20, 0.70), "single": (0.33, 0.66)}
 
 
@@ -102,3 +105,18 @@ def expert_schedules(
         ]
         result[role] = ExpertSchedule(tuple(calls), edges)
     return result
+
+
+def movements(schedules: Mapping[str, ExpertSchedule]) -> dict[int, float]:
+    """step -> |d sigma|: how far the sampler moves the latent along what the model says at that step.
+
+    An error of the model's output reaches the clip multiplied by it. Sigma goes from 1 to 0 over a whole run; the last
+    step ends at 0.
+
+    Args:
+        schedules: of every expert of the run: the step after an expert's last one may be the other expert's.
+    """
+    t_of = {call.step: call.t for schedule in schedules.values() for call in schedule.calls}
+    steps = sorted(t_of)
+    ends = [*(t_of[step] for step in steps[1:]), 0.0]
+    return {step: abs(t_of[step] - end) / _TIMESTEPS for step, end in zip(steps, ends, strict=True)}

@@ -1,159 +1,31 @@
 """Selecting blocks: which blocks a recipe's `select` rules mean in one model, and how a delta proves it.
 
 A selection follows from the recipe, the number of blocks and, for `top-k`, one score per block. A delta stores all
-three, so that whoever reads it can select again and compare.
+three, so that whoever reads it can select again and compare. Where an analysis says which ranks a block may have, a
+delta stores these too, and with them the blocks on either side of the cut that cannot be told apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from hfq.schema.errors import (
-    AnalysisBaseError,
     HfqError,
     InconsistentDeltaError,
-    MalformedFileError,
     MissingAnalysisError,
     RecipeError,
-    WrongRoleError,
 )
 
 from .boundary_arms import random_blocks
+from .ranking import MEASURED, Ranking, Ranks
 from .route_rules import describe_rule
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-__all__ = ["Ranking", "Selection", "block_index", "check_selection", "count_blocks", "select_blocks"]
-
-_STACK: Final = "blocks."
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """One number per block, from an analysis or as a delta stores them.
-
-    Attributes:
-        id: of the analysis, 64 hex digits.
-        calibration: id of the calibration that was analysed.
-        prompts: SHA-256 of each of its prompts.
-        scores: role -> score -> value of every block, in the order of the blocks.
-        roots: role -> bf16 root of the analysed expert; empty when read from a delta.
-        skipped: role -> why errors of whole blocks are missing, where they are.
-    """
-
-    id: str
-    calibration: str
-    prompts: Sequence[str]
-    scores: Mapping[str, Mapping[str, Sequence[float]]]
-    roots: Mapping[str, str] = field(default_factory=dict)
-    skipped: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_analysis(cls, document: Mapping[str, Any], where: str) -> Ranking:
-        """The ranking of a document under `hfq.analysis/1`.
-
-        Raises:
-            MalformedFileError: blocks that are not numbered from 0 on; scores of an expert without its root.
-        """
-        experts, analysed = document["experts"], document["base"]["experts"]
-        if set(experts) != set(analysed):
-            raise MalformedFileError(
-                "base and scores name different experts",
-                where=where,
-                expected=", ".join(sorted(analysed)),
-                found=", ".join(sorted(experts)),
-            )
-        return cls(
-            id=document["id"],
-            calibration=document["calibration"]["id"],
-            prompts=list(document["calibration"]["prompts"]),
-            scores={
-                role: {
-                    name: _in_order(values, f"{where}: experts/{role}/scores/{name}")
-                    for name, values in expert["scores"].items()
-                }
-                for role, expert in experts.items()
-            },
-            roots={role: expert["bf16_root"] for role, expert in analysed.items()},
-            skipped={role: expert["model_skipped"] for role, expert in experts.items() if expert["model_skipped"]},
-        )
-
-    @classmethod
-    def from_selection(cls, stored: Mapping[str, Any]) -> Ranking:
-        """The ranking that a delta stores, without roots: a delta's base is its own."""
-        return cls(stored["id"], stored["calibration"], list(stored["prompts"]), stored["scores"])
-
-    def values(self, role: str, score: str, depth: int, where: str) -> list[float]:
-        """One number per block of an expert.
-
-        Raises:
-            MissingAnalysisError: the expert was not analysed.
-            RecipeError: a score that the analysis does not have; the message lists those that it has.
-            AnalysisBaseError: an expert with another number of blocks was analysed.
-        """
-        if role not in self.scores:
-            raise MissingAnalysisError(
-                "the analysis does not have this expert",
-                where=f"{where}: {role}",
-                expected=role,
-                found=", ".join(self.scores),
-                todo="analyse the whole model: hfq analyze MODEL --calibration CAL -o ANALYSIS, without --role",
-            )
-        known = self.scores[role]
-        if score not in known:
-            why = f"errors of whole blocks are missing: {self.skipped[role]}" if role in self.skipped else None
-            raise RecipeError(
-                "no such score in the analysis",
-                where=f"{where}: {role}",
-                expected=", ".join(sorted(known)) or "a score",
-                found=score,
-                todo=why,
-            )
-        if len(known[score]) != depth:
-            raise AnalysisBaseError(
-                "the analysis was made with another model",
-                where=f"{where}: {role}",
-                expected=f"{depth} blocks",
-                found=len(known[score]),
-            )
-        return [float(value) for value in known[score]]
-
-    def check_root(self, role: str, root: str, owner: str) -> None:
-        """Compare the bf16 root of an expert with that of the analysed one. `owner` is whose root it is, for people.
-
-        Raises:
-            WrongRoleError: it was analysed under another role.
-            AnalysisBaseError: it was not analysed at all.
-        """
-        if self.roots[role] == root:
-            return
-        for other, known in self.roots.items():
-            if known == root:
-                raise WrongRoleError(
-                    f"these are the weights that were analysed as {other}",
-                    where=f"{owner}: {role}",
-                    expected=role,
-                    found=other,
-                    todo=f"give them as {other}; are the two experts exchanged?",
-                )
-        raise AnalysisBaseError(
-            "the analysis was made with another model",
-            where=f"{owner}: {role}",
-            expected=f"bf16 root {self.roots[role][:12]}…",
-            found=f"{root[:12]}…",
-            todo="analyse this model: hfq analyze MODEL --calibration CAL -o ANALYSIS",
-        )
-
-
-def _in_order(values: Mapping[str, float], where: str) -> list[float]:
-    # -0.0 + 0.0 is 0.0: canonical JSON has no negative zero, and the reasons must be the same when they are read back.
-    by_block = {int(name.removeprefix(_STACK)): float(value) + 0.0 for name, value in values.items()}
-    if sorted(by_block) != list(range(len(values))):
-        raise MalformedFileError("blocks that are not numbered from 0 on", where=where)
-    return [by_block[block] for block in range(len(by_block))]
+__all__ = ["Ranking", "Selection", "block_index", "check_selection", "count_blocks", "select_blocks", "tied_blocks"]
 
 
 @dataclass(frozen=True)
@@ -163,10 +35,12 @@ class Selection:
     Attributes:
         document: as a delta stores it; None when the recipe has no such rule.
         reasons: role -> index of the rule -> chosen block -> why.
+        warnings: in words, rules that cut between blocks which cannot be told apart, or trust a weak ranking.
     """
 
     document: dict[str, Any] | None
     reasons: Mapping[str, Mapping[int, Mapping[int, str]]]
+    warnings: Sequence[str] = ()
 
     @property
     def ranked(self) -> list[str]:
@@ -220,6 +94,8 @@ def select_blocks(recipe: Recipe, sites: Mapping[str, Iterable[str]], ranking: R
     experts: dict[str, list[dict[str, Any]]] = {}
     reasons: dict[str, dict[int, dict[int, str]]] = {}
     scores: dict[str, dict[str, list[float]]] = {}
+    ranks: dict[str, dict[str, Ranks]] = {}
+    warnings: list[str] = []
     for role, names in sites.items():
         depth = count_blocks(names)
         experts[role], reasons[role] = [], {}
@@ -228,12 +104,22 @@ def select_blocks(recipe: Recipe, sites: Mapping[str, Iterable[str]], ranking: R
                 continue
             where = f"recipe {recipe.name}: route {index + 1}"
             values: list[float] | None = None
+            of_blocks: Ranks | None = None
             if rule["select"] == "top-k":
                 values = _scores_of(rule, role, depth, ranking, where)
                 scores.setdefault(role, {})[rule["score"]] = values
+                of_blocks = None if ranking is None else ranking.ranks_of(role, rule["score"], depth, where)
+                if of_blocks is not None:
+                    ranks.setdefault(role, {})[rule["score"]] = of_blocks
             chosen = _choose(rule, role, depth, values, where)
             parameters = {key: rule[key] for key in ("select", "first", "last", "score", "k", "seed") if key in rule}
-            experts[role].append({"rule": index, **parameters, "blocks": chosen})
+            entry = {"rule": index, **parameters, "blocks": chosen}
+            if values is not None and ranking is not None:
+                tied = tied_blocks(chosen, values, of_blocks)
+                warnings += _warnings(rule, role, chosen, tied, ranking)
+                if of_blocks is not None:
+                    entry["tied"] = tied
+            experts[role].append(entry)
             reasons[role][index] = {block: _reason(rule, block, depth, values) for block in chosen}
     analysis: dict[str, Any] | None = None
     if scores and ranking is not None:
@@ -242,8 +128,47 @@ def select_blocks(recipe: Recipe, sites: Mapping[str, Iterable[str]], ranking: R
             "calibration": ranking.calibration,
             "prompts": list(ranking.prompts),
             "scores": scores,
+            # Absent where nothing is known, as in the deltas of analyses that did not say.
+            **({"ranks": ranks} if ranks else {}),
         }
-    return Selection({"analysis": analysis, "experts": experts}, reasons)
+    return Selection({"analysis": analysis, "experts": experts}, reasons, warnings)
+
+
+def tied_blocks(chosen: Sequence[int], values: Sequence[float], ranks: Ranks | None) -> list[int]:
+    """Blocks on either side of a cut that cannot be told from one on the other side, rising.
+
+    Two blocks are a tie when their scores are equal or their ranges of ranks overlap.
+
+    Args:
+        chosen: one side of the cut.
+        values: score of every block.
+        ranks: of every block, where they are known.
+    """
+
+    def is_tie(left: int, right: int) -> bool:
+        if values[left] == values[right]:
+            return True
+        return ranks is not None and ranks[left][0] <= ranks[right][1] and ranks[right][0] <= ranks[left][1]
+
+    others = set(range(len(values))) - set(chosen)
+    pairs = [(block, other) for block in chosen for other in others if is_tie(block, other)]
+    return sorted({block for pair in pairs for block in pair})
+
+
+def _warnings(
+    rule: Mapping[str, Any], role: str, chosen: Sequence[int], tied: Sequence[int], ranking: Ranking
+) -> list[str]:
+    what = f"{role}: top-{rule['k']} by {rule['score']}"
+    found = []
+    if tied:
+        inside = ", ".join(str(block) for block in tied if block in chosen)
+        outside = ", ".join(str(block) for block in tied if block not in chosen)
+        found.append(
+            f"{what} cuts through a tie: the analysis cannot tell the chosen {inside} from {outside}, not chosen"
+        )
+    if rule["score"] in MEASURED:
+        found += [f"{what}: the ranking is weak: {reason}" for reason in ranking.weak.get(role, ())]
+    return found
 
 
 def _scores_of(rule: Mapping[str, Any], role: str, depth: int, ranking: Ranking | None, where: str) -> list[float]:

@@ -35,20 +35,24 @@ def require_report_extra() -> None:
 def plotting(salt: str) -> Iterator[None]:
     """Draw with the pages' settings. Identifiers inside the SVG derive from `salt`: same data, same page.
 
+    Figures are drawn without pyplot, so that no backend is chosen: the caller's, and its settings, stay as they are.
+
     Raises:
         MissingDependencyError
     """
     require_report_extra()
     import matplotlib as mpl
 
-    mpl.use("svg")
     with mpl.rc_context({"svg.hashsalt": salt, "font.size": 9, "svg.fonttype": "none"}):
         yield
 
 
 def to_svg(figure: Any) -> str:
     """The markup of a figure, without what depends on time or version."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.StringIO()
+    FigureCanvasSVG(figure)
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

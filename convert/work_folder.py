@@ -40,12 +40,14 @@ class WorkKind:
         items: name of the folder of finished pieces; empty where there are none.
         item: matches every path below `items` that belongs there, folders too.
         results: names of the files of a finished output.
+        optional: names of the files that only some outputs have.
     """
 
     name: str
     items: str
     item: re.Pattern[str]
     results: frozenset[str]
+    optional: frozenset[str] = frozenset()
 
     def owns(self, path: Path) -> bool:
         """Whether such work writes this path, relative to its folder, or had begun to when it was killed."""
@@ -54,7 +56,7 @@ class WorkKind:
         if parts in {(_STARTED,), (JOURNAL,), (JOURNAL + HOLDER,), (_RESULT,)}:
             return True
         below = parts[1:] if parts[0] == _RESULT else parts
-        if len(below) == 1 and below[0] in self.results:
+        if len(below) == 1 and below[0] in self.results | self.optional:
             return True
         return below[0] == self.items and (len(below) == 1 or self.item.fullmatch("/".join(below[1:])) is not None)
 
@@ -196,7 +198,7 @@ class WorkFolder:
             self._kind.remove(self.partial, self.result)
         for path in self.partial.iterdir():
             # Outputs of an earlier release stood beside the journal.
-            if path.name in self._kind.results or _TEMPORARY.fullmatch(path.name):
+            if path.name in self._kind.results | self._kind.optional or _TEMPORARY.fullmatch(path.name):
                 path.unlink()
         for path in self.items.glob(".*.tmp") if self._kind.items else ():
             path.unlink()

@@ -37,7 +37,7 @@ MAX_DOCUMENT_BYTES: Final = 32 * 1024 * 1024
 
 KINDS: Final = {
     "ptq-state": 1, "recipe": 1, "calibration": 1, "provenance": 1, "report": 1, "analysis": 1, "onnx-report": 1,
-    "clip": 1, "policy": 1,
+    "clip": 1, "policy": 1, "calls": 1,
 }  # fmt: skip
 """Documents and the major version that this release reads and writes."""
 
@@ -269,7 +269,7 @@ def parse_document(data: bytes, kind: str, where: str) -> dict[str, Any]:
 
 def read_document(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Read, parse and validate a document of `kind` ("ptq-state", "recipe", "calibration", "provenance", "report",
-    "analysis", "onnx-report", "clip").
+    "analysis", "onnx-report", "clip", "calls").
 
     Raises:
         MissingPathError, UnreadableFileError, TooLargeError, and what `parse_document` raises

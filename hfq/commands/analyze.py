@@ -95,9 +95,10 @@ def _text(document: Mapping[str, Any], out: Path) -> str:
             f"evaluation  {len(evaluation['overlap'])} of {evaluation['prompts']} prompts are in the calibration"
         )
     for role, expert in document["experts"].items():
-        lines += ["", role, *_table(expert["scores"])]
-        if expert["model"] is not None:
-            lines += _arms(expert["model"]["arms"])
+        model = expert["model"]
+        lines += ["", role, *_table(expert["scores"], {} if model is None else model["blocks"])]
+        if model is not None:
+            lines += [*_certainty(model), *_arms(model["arms"])]
     lines += ["", f"page        {out / 'analysis.html'}"]
     return "\n".join(lines)
 
@@ -108,16 +109,40 @@ def _options(table: Mapping[str, Any]) -> str:
     return ", ".join(shown) or "direct"
 
 
-def _table(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _table(scores: Mapping[str, Mapping[str, float]], measured: Mapping[str, Any]) -> list[str]:
     """One line per block; figures that are not known for every block have no column."""
     columns = [(title, scores[name], form) for title, name, form in _COLUMNS if name in scores]
     blocks = sorted(next(iter(scores.values()), {}), key=lambda name: int(name.partition(".")[2]))
-    head = [f"{'block':<7}", *(f"{title:>10}" for title, _, _ in columns)]
+    head = [f"{'block':<7}", *(f"{title:>10}" for title, _, _ in columns), *([f"{'rank':>6}"] if measured else [])]
     rows = [
-        [f"{block.partition('.')[2]:<7}", *(f"{form.format(values[block]):>10}" for _, values, form in columns)]
+        [
+            f"{block.partition('.')[2]:<7}",
+            *(f"{form.format(values[block]):>10}" for _, values, form in columns),
+            *([f"{_range(measured[block]['ranks']['propagated']):>6}"] if measured else []),
+        ]
         for block in blocks
     ]
     return ["  " + " ".join(cells) for cells in (head, *rows)]
+
+
+def _range(ranks: list[int]) -> str:
+    """`2-4`, or `1` where resampling never gave another rank."""
+    return f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
+
+
+def _certainty(model: Mapping[str, Any]) -> list[str]:
+    """What the ranks by propagated error rest on, and which of them mean nothing."""
+    ranks = {name.partition(".")[2]: block["ranks"]["propagated"] for name, block in model["blocks"].items()}
+    tied = [
+        name
+        for name, (low, high) in ranks.items()
+        if any(low <= last and first <= high for other, (first, last) in ranks.items() if other != name)
+    ]
+    lines = [
+        f"  ranked by propagated error over {model['sample']['pairs']} pairs of prompt and step; "
+        + (f"not told apart: blocks {', '.join(tied)}" if tied else "every block is told from every other")
+    ]
+    return lines + [f"  weak: {reason}" for reason in model["sample"]["weak"]]
 
 
 def _arms(arms: Mapping[str, Any]) -> list[str]:

@@ -31,8 +31,8 @@ __all__ = ["calibrate_command"]
     show_default=True,
     help="Input rows kept per expert, input and timestep bin.",
 )
-@click.option("--keep-calls", type=click.IntRange(min=0, max=1000), show_default="1 with --keep-inputs, else 0",
-              help="Whole model inputs kept per expert, timestep bin and branch, for errors of blocks.")  # fmt: skip
+@click.option("--keep-calls", type=click.IntRange(min=0, max=1000), show_default="4 with --keep-inputs, else 0",
+              help="3 N model inputs per expert and branch are kept, over its steps, for `hfq analyze`.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on in OUT.partial; finished prompts are not run again.")
 @click.option(
     "--dry-run",
@@ -110,6 +110,11 @@ def _run(model: str, out: str | None, as_json: bool, given: dict[str, Any]) -> N
         f"{format_bytes(expected.model_bytes)}, statistics {format_bytes(expected.statistics_bytes)} "
         "(text encoder, VAE and activations not counted)",
         f"disk        about {format_bytes(expected.disk_bytes)} while it runs, {format_bytes(free)} free",
+        *(
+            [f"kept calls  {format_bytes(expected.calls_bytes)} of one prompt, counted in both"]
+            if options.kept_calls
+            else []
+        ),
         f"work        {len(prompts)} prompts, {expected.forwards} forwards of {expected.tokens} tokens",
     ]
     if given["dry_run"]:

@@ -146,7 +146,11 @@ def _verify_graphs(
     if graphs is None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hfq-onnx-"))
         graphs = export_first_blocks(delta, base, Path(folder), role, progress)
-    calls = {name: calibration.calls(name) for name in calibration.roles} if calibration is not None else {}
+    calls = (
+        {name: calibration.sampled_calls(name) or calibration.calls(name) for name in calibration.roles}
+        if calibration is not None
+        else {}
+    )
     return [verify_onnx(delta, base, path, role=role, calls=calls, progress=progress) for path in graphs]
 
 

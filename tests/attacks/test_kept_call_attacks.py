@@ -33,18 +33,20 @@ from hfq.schema.errors import (
 
 Tensors = dict[str, Tensor]
 PROMPTS = (*TINY_PROMPTS, "a green cross moving left over a black background")
-"""Two of three calls are kept."""
+"""One of three calls is kept."""
 
 
 @pytest.fixture(scope="module")
 def small(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kept calls with the statistics of one input: it takes no time to write."""
+    """The calls that go with kept rows and the statistics of one input: it takes no time to write."""
     made = tmp_path_factory.mktemp("small") / "cal"
     settings, prompts = (
         tiny_model.defaults.changed(steps=4, height=8, width=8, frames=3),
         [Prompt(text) for text in PROMPTS],
     )
-    calibrate_model(tiny_model, prompts, made, settings, CalibrationOptions(keep_calls=2))[0].close()
+    calibrate_model(tiny_model, prompts, made, settings, CalibrationOptions(keep_inputs=1, keep_calls=1))[0].close()
+    for name in ("calls.json", "calls.safetensors"):
+        (made / name).unlink()
     rewrite(made, lambda t: [t.pop(name) for name in list(t) if "/head.head/" not in name and "/calls/" not in name])
     return made
 
@@ -78,6 +80,7 @@ def use(folder: Path) -> None:
         found.verify_bytes()
         for role in found.roles:
             found.calls(role)
+            found.sampled_calls(role)
 
 
 def test_the_untouched_copy_is_fine(copy: Path) -> None:
@@ -110,7 +113,7 @@ def another(document: dict[str, Any], prompt: str) -> dict[str, Any]:
         (lambda d: d.pop("calls"), MalformedFileError),
         (lambda d: d["settings"].pop("keep_calls"), MalformedFileError),
         (lambda d: d["calls"].pop("low_noise"), MalformedFileError),
-        (lambda d: d["settings"].update(keep_calls=1), MalformedFileError),
+        (lambda d: d["settings"].update(keep_calls=2), MalformedFileError),
         (lambda d: d["settings"].update(keep_calls=3), MalformedFileError),
         (lambda d: d["settings"].update(seed=7), MalformedFileError),
         (lambda d: low(d)[0].update(digest="0" * 64), MalformedFileError),
@@ -186,5 +189,5 @@ def test_lengths_may_differ(copy: Path) -> None:
     """Text of another length is an honest call."""
     rewrite(copy, put("encoder_hidden_states", lambda x: x[:, :2]))
     with load_calibration(copy) as found:
-        lengths = {flatten(call.inputs)["encoder_hidden_states"].shape[1] for call in found.calls("low_noise")}
+        lengths = {flatten(call.inputs)["encoder_hidden_states"].shape[1] for call in found.sampled_calls("low_noise")}
     assert lengths == {2, 4}

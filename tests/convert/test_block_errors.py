@@ -40,7 +40,7 @@ def model(tiny_weights: Path) -> nn.Module:
 def calls(tiny_calibration: Path) -> list[ModelCall]:
     """One call of the first bin, both branches of the second; a corner of each clip, which takes less time."""
     with load_calibration(tiny_calibration) as found:
-        chosen = found.calls("low_noise")[1:4]
+        chosen = found.sampled_calls("low_noise")[1:4]
     assert [(call.bin, call.branch) for call in chosen] == [(0, "uncond"), (1, "cond"), (1, "uncond")]
     corners = [flatten(call.inputs)["hidden_states"][:, :, :3, :12, :12] for call in chosen]
     return [changed(call, hidden_states=corner)[0] for call, corner in zip(chosen, corners, strict=True)]
@@ -95,18 +95,15 @@ def ratio(pairs: Sequence[tuple[Any, Any]]) -> float:
     return sum(float((d**2).sum()) for d, _ in pairs) / sum(float((x**2).sum()) for _, x in pairs)
 
 
-def expected_errors(model: nn.Module, calls: Sequence[ModelCall], block: int, name: str) -> tuple[float, float, float]:
-    isolated, contribution, propagated = [], [], []
+def expected_errors(model: nn.Module, call: ModelCall, block: int, name: str) -> tuple[float, float, float]:
     rounded = with_rounded(model, [block], name)
-    for call in calls:
-        args, y = blocks_of(model, call)[block]
-        with torch.no_grad():
-            difference = (rounded.blocks[block](*args).double() - y.double()).numpy()
-        isolated.append((difference, y.double().numpy()))
-        contribution.append((difference, (y.double() - args[0].double()).numpy()))
-        exact = output_of(model, call)
-        propagated.append((output_of(rounded, call) - exact, exact))
-    return ratio(isolated), ratio(contribution), ratio(propagated)
+    args, y = blocks_of(model, call)[block]
+    with torch.no_grad():
+        difference = (rounded.blocks[block](*args).double() - y.double()).numpy()
+    isolated = difference, y.double().numpy()
+    contribution = difference, (y.double() - args[0].double()).numpy()
+    exact = output_of(model, call)
+    return ratio([isolated]), ratio([contribution]), ratio([(output_of(rounded, call) - exact, exact)])
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -123,16 +120,14 @@ def test_errors_are_those_of_a_copy_with_one_block_rounded(
     before = state_of(model)
     found = block_errors(model, calls, *tables)
     assert state_of(model) == before
-    assert list(found.blocks) == [f"blocks.{index}" for index in range(DEPTH)]
-    for block in (0, 7):
-        errors = found.blocks[f"blocks.{block}"]
-        expected = expected_errors(model, calls, block, name)
-        assert (errors.isolated, errors.isolated_contribution, errors.propagated) == pytest.approx(expected, rel=1e-9)
-        assert errors.isolated_contribution > errors.isolated > 0
-        assert sorted(errors.bins) == [0, 1]
-    late = found.blocks["blocks.3"].bins[1]
-    expected = expected_errors(model, calls[1:], 3, name)
-    assert (late.isolated, late.isolated_contribution, late.propagated) == pytest.approx(expected, rel=1e-9)
+    assert list(found) == [f"blocks.{index}" for index in range(DEPTH)]
+    for block in (0, 3, 7):
+        for errors, call in zip(found[f"blocks.{block}"], calls, strict=True):
+            expected = expected_errors(model, call, block, name)
+            assert (errors.isolated, errors.isolated_contribution, errors.propagated) == pytest.approx(
+                expected, rel=1e-9
+            )
+            assert errors.isolated_contribution > errors.isolated > 0
 
 
 def test_arms_are_those_of_a_copy(model: nn.Module, calls: list[ModelCall]) -> None:
@@ -163,7 +158,7 @@ def test_quantizing_nothing_is_no_error(model: nn.Module, calls: list[ModelCall]
         if isinstance(linear, nn.Linear):
             linear.weight.data = hif8.qdq(hif8.qdq(linear.weight.data, scale="row"), scale="row")
     found = block_errors(exact, calls[:2], HIF8[0], {"format": "bf16"})
-    for errors in found.blocks.values():
+    for errors in [errors for of_block in found.values() for errors in of_block]:
         assert (errors.isolated, errors.isolated_contribution, errors.propagated) == (0.0, 0.0, 0.0)
     assert arms_errors(exact, calls[:2], HIF8[0], {"format": "bf16"}, {"none": frozenset()})["none"].nmse == 0.0
 
@@ -238,11 +233,11 @@ def test_other_models_in_float32(kind: str) -> None:
     same = ModelCall(3, 500.0, "cond", 1, "0" * 64, wide)
     found = block_errors(made, [call], *HIF4)
     for block in (0, 1):
-        errors = found.blocks[f"blocks.{block}"]
-        expected = expected_errors(made, [same], block, "hif4")
+        (errors,) = found[f"blocks.{block}"]
+        expected = expected_errors(made, same, block, "hif4")
         assert (errors.isolated, errors.isolated_contribution, errors.propagated) == pytest.approx(expected, rel=1e-9)
     kept = arms_errors(made, [call], *HIF4, {"last": [1]})["last"]
-    assert list(kept) == pytest.approx([found.blocks["blocks.0"].propagated], rel=1e-9)
+    assert list(kept) == pytest.approx([found["blocks.0"][0].propagated], rel=1e-9)
 
 
 def test_weights_that_are_not_cached_give_the_same(

@@ -19,8 +19,9 @@ from hfq.convert.calibrate import CalibrationOptions, calibrate_model, estimate,
 from hfq.convert.calibration import Calibration, load_calibration
 from hfq.convert.calibration_layout import CallPlan
 from hfq.convert.calibration_merge import merge_calibrations
-from hfq.convert.kept_calls import CallKeeper, flatten
+from hfq.convert.kept_calls import CallKeeper, choose_spread, flatten, spread_counts
 from hfq.convert.pipelines import LoadedModel
+from hfq.convert.progress import Silent
 from hfq.convert.prompts import Prompt
 from hfq.convert.schedule import Call, ExpertSchedule
 from hfq.schema.errors import (
@@ -32,9 +33,9 @@ from hfq.schema.errors import (
 )
 
 Tensors = dict[str, Tensor]
-KEEP = 2
+KEEP = 1
 PROMPTS = (*TINY_PROMPTS, "a green cross moving left over a black background")
-"""One step of each bin and three prompts: two of three calls are kept."""
+"""Two steps of each expert and three prompts: three of six pairs of prompt and step are kept."""
 SETTINGS = {"steps": 4, "height": 8, "width": 8, "frames": 3}
 
 
@@ -69,32 +70,28 @@ def observed(
     return out, seen
 
 
-def candidates(document: dict[str, Any], role: str) -> list[tuple[bytes, int, dict[str, Any]]]:
-    """(digest, number of the prompt, call) of every call that the run made, from the definition."""
-    found = []
-    for number, text in enumerate(PROMPTS):
-        key = hashlib.sha256(json.dumps({"sha256": Prompt(text).sha256}, separators=(",", ":")).encode()).hexdigest()
-        for call in document["schedule"][role]["calls"]:
-            digest = hashlib.sha256(f"42|{key}|{call['step']}|{call['branch']}".encode()).digest()
-            found.append((digest, number, call))
-    return found
+def key_of(text: str) -> str:
+    return hashlib.sha256(json.dumps({"sha256": Prompt(text).sha256}, separators=(",", ":")).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("role", ["high_noise", "low_noise"])
-def test_the_smallest_digests_are_kept_bit_for_bit(observed: Any, role: str) -> None:
-    """Chosen again here, per bin and branch; every tensor is the one that the transformer was given."""
+def test_both_branches_of_spread_steps_are_kept_bit_for_bit(observed: Any, role: str) -> None:
+    """Chosen again here, from the definition; every tensor is the one that the transformer was given."""
     out, seen = observed
     with load_calibration(out) as found:
-        made, calls = candidates(found.document, role), found.calls(role)
+        calls = found.calls(role)
         schedule = found.document["schedule"][role]["calls"]
+        everything = {c["step"]: c["t"] for entry in found.document["schedule"].values() for c in entry["calls"]}
+    first, second = sorted({call["step"] for call in schedule})
     expected = []
-    for cell in sorted({(call["bin"], call["branch"]) for call in schedule}):
-        expected += sorted((c for c in made if (c[2]["bin"], c[2]["branch"]) == cell), key=lambda c: c[0])[:KEEP]
+    for step, count in ((first, 1), (second, 2)):
+        order = sorted(range(3), key=lambda n: hashlib.sha256(f"42|{key_of(PROMPTS[n])}|{step}".encode()).digest())
+        expected += [(number, c) for number in order[:count] for c in schedule if c["step"] == step]
     assert [(c.step, c.t, c.branch, c.bin, c.prompt_sha256) for c in calls] == [
-        (call["step"], call["t"], call["branch"], call["bin"], Prompt(PROMPTS[number]).sha256)
-        for _, number, call in expected
+        (c["step"], c["t"], c["branch"], c["bin"], Prompt(PROMPTS[number]).sha256) for number, c in expected
     ]
-    for kept, (_, number, call) in zip(calls, expected, strict=True):
+    for kept, (number, call) in zip(calls, expected, strict=True):
+        assert kept.movement == pytest.approx((call["t"] - everything.get(call["step"] + 1, 0)) / 1000)
         given = seen[role][number * len(schedule) + schedule.index(call)]
         assert set(kept.inputs) == set(given) == {"hidden_states", "timestep", "encoder_hidden_states"}
         for name, value in given.items():
@@ -102,6 +99,20 @@ def test_the_smallest_digests_are_kept_bit_for_bit(observed: Any, role: str) -> 
             assert isinstance(stored, Tensor)
             assert stored.dtype == value.dtype
             assert torch.equal(stored, value)
+
+
+def test_calls_are_spread_over_the_steps_of_an_expert() -> None:
+    """The middles of equal stretches; all steps alike where more is asked for; both branches of every pair."""
+    calls = [Call(step, 1000.0 - step, branch, 0) for step in range(5, 33) for branch in ("cond", "uncond")]
+    schedule, prompts = ExpertSchedule(tuple(calls), (900.0, 500.0)), [f"{n:064x}" for n in range(4)]
+    assert spread_counts(schedule, 1) == {9: 1, 19: 1, 28: 1}
+    assert spread_counts(schedule, 4) == dict.fromkeys([6, 8, 10, 13, 15, 17, 20, 22, 24, 27, 29, 31], 1)
+    assert sorted(spread_counts(schedule, 10).items()) == [(n, 2 if n in (12, 26) else 1) for n in range(5, 33)]
+    chosen = choose_spread(schedule, 4, 42, prompts)
+    assert [key.call.branch for key in chosen] == ["cond", "uncond"] * 12
+    assert all(left.prompt == right.prompt for left, right in zip(chosen[::2], chosen[1::2], strict=True))
+    assert len({key.prompt for key in chosen}) > 1
+    assert len(choose_spread(schedule, 1000, 42, prompts)) == len(calls) * len(prompts)
 
 
 def test_merging_is_one_run(observed: Any, tiny_model: LoadedModel, tmp_path: Path) -> None:
@@ -114,7 +125,10 @@ def test_merging_is_one_run(observed: Any, tiny_model: LoadedModel, tmp_path: Pa
         assert bytes_of(tmp_path / f"{number}") == whole
     merge_calibrations(parts[:2], tmp_path / "two").close()
     with merge_calibrations([tmp_path / "two", parts[2]], tmp_path / "again") as again, load_calibration(out) as found:
-        assert again.document["calls"] == found.document["calls"]
+        assert again.spread is not None
+        assert found.spread is not None
+        # The sums of squares, and so the ids, follow the order in which parts were added.
+        assert again.spread.document["experts"] == found.spread.document["experts"]
         for role in found.roles:
             for left, right in zip(again.calls(role), found.calls(role), strict=True):
                 assert all(torch.equal(x, flatten(right.inputs)[name]) for name, x in flatten(left.inputs).items())
@@ -128,7 +142,7 @@ def test_a_resumed_run_keeps_the_same(observed: Any, tiny_model: LoadedModel, tm
     out, options = tmp_path / "out", {"parts": True, "keep_calls": KEEP}
     with pytest.raises(InterruptedRunError):
         kept(tiny_model, out, PROMPTS, progress=Raises(2 * SETTINGS["steps"] + 1, KeyboardInterrupt()), **options)
-    with pytest.raises(ResumeMismatchError, match=r"settings\.keep_calls.*expected 2, found 3"):
+    with pytest.raises(ResumeMismatchError, match=r"calls\.keep_calls.*expected 1, found 3"):
         kept(tiny_model, out, PROMPTS, resume=True, parts=True, keep_calls=3)
     kept(tiny_model, out, PROMPTS, resume=True, **options).close()
     assert bytes_of(out) == bytes_of(observed[0])
@@ -141,27 +155,67 @@ def test_another_seed_does_not_merge(observed: Any, tiny_model: LoadedModel, tmp
         merge_calibrations([source, tmp_path / "other"], tmp_path / "out")
 
 
+def test_parts_that_kept_other_numbers_do_not_merge(observed: Any, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    source = sorted((observed[0] / "parts").iterdir())[0]
+    kept(tiny_model, tmp_path / "other", ("a cross",), keep_calls=2).close()
+    with pytest.raises(CalibrationMergeError, match=r"--keep-calls 1 as in .*found 2"):
+        merge_calibrations([source, tmp_path / "other"], tmp_path / "out")
+
+
+def test_parts_without_calls_merge_and_it_is_said(observed: Any, tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """An older part has none: the statistics are joined, and one line says what is missing."""
+
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    source, notes = sorted((observed[0] / "parts").iterdir())[0], Notes()
+    kept(tiny_model, tmp_path / "other", ("a cross",)).close()
+    with merge_calibrations([source, tmp_path / "other"], tmp_path / "out", progress=notes) as found:
+        assert found.calls("low_noise") == []
+    (line,) = notes.notes
+    assert f"{tmp_path / 'other'} kept no calls" in line
+
+
 def test_what_is_kept_without_being_asked_for(tiny_model: LoadedModel, tmp_path: Path) -> None:
-    """One call with kept rows, none without, and then nothing in the document tells that there could be any."""
-    cases: list[tuple[dict[str, Any], int]] = [
-        ({}, 0), ({"keep_inputs": 4}, 1), ({"keep_inputs": 4, "keep_calls": 0}, 0), ({"keep_calls": 3}, 3),
+    """With kept rows: calls for an analysis, and one per bin and branch in the statistics. Without: none."""
+    cases: list[tuple[dict[str, Any], int, int]] = [
+        ({}, 0, 0), ({"keep_inputs": 4}, 4, 1), ({"keep_inputs": 4, "keep_calls": 0}, 0, 0), ({"keep_calls": 3}, 3, 0),
+        ({"keep_inputs": 4, "keep_calls": 3}, 3, 1),
     ]  # fmt: skip
-    for options, number in cases:
-        assert CalibrationOptions(**options).kept_calls == number
+    for options, number, sampled in cases:
+        made = CalibrationOptions(**options)
+        assert (made.kept_calls, made.sampled_calls) == (number, sampled)
     for name, options in (("none", {}), ("one", {"keep_inputs": 4})):
         with kept(tiny_model, tmp_path / name, **options) as found:
-            expected = len({(c["bin"], c["branch"]) for c in found.document["schedule"]["low_noise"]["calls"]})
-            assert len(found.calls("low_noise")) == (0 if name == "none" else expected)
+            cells = len({(c["bin"], c["branch"]) for c in found.document["schedule"]["low_noise"]["calls"]})
+            assert len(found.sampled_calls("low_noise")) == (0 if name == "none" else cells)
+            # One prompt: every call of its four, once.
+            assert len(found.calls("low_noise")) == (0 if name == "none" else 4)
             assert ("calls" in found.document) == ("keep_calls" in found.document["settings"]) == (name == "one")
     for wrong in (-1, 1001):
         with pytest.raises(UsageError, match="keep_calls"):
             CalibrationOptions(keep_calls=wrong)
 
 
+def test_calls_for_an_analysis_leave_the_id_of_the_statistics_alone(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    ids = {}
+    for name, options in (
+        ("plain", {}), ("calls", {"keep_calls": 2}), ("rows", {"keep_inputs": 4}),
+        ("rows and calls", {"keep_inputs": 4, "keep_calls": 2}),
+    ):  # fmt: skip
+        with kept(tiny_model, tmp_path / name, **options) as found:
+            ids[name] = found.id
+    assert ids["plain"] == ids["calls"] != ids["rows"] == ids["rows and calls"]
+
+
 def test_a_calibration_from_before_has_no_calls(small_calibration: Path) -> None:
     with load_calibration(small_calibration) as found:
         assert [found.calls(role) for role in found.roles] == [[], []]
-        assert found.calls("single") == []
+        assert found.calls("single") == found.sampled_calls("single") == []
 
 
 def test_the_estimate_counts_them(tiny_model: LoadedModel, observed: Any) -> None:
@@ -176,12 +230,16 @@ def test_the_estimate_counts_them(tiny_model: LoadedModel, observed: Any) -> Non
     sizes = [bytes_of_calls(folder) for folder in folders]
     assert with_calls.statistics_bytes - without.statistics_bytes == sizes[0] == sizes[1] == sizes[2]
     assert with_calls.disk_bytes - without.disk_bytes == sum(sizes)
-    assert sizes[3] == KEEP * sizes[0]
+    assert with_calls.calls_bytes == sizes[0]
+    # Both steps of each expert in every part; in the whole three pairs instead of two.
+    assert sizes[3] * 2 == sizes[0] * 3
 
 
 def bytes_of_calls(source: Path | Calibration) -> int:
     found = source if isinstance(source, Calibration) else load_calibration(source)
-    size = sum(entry.size_bytes for role in found.roles for plan in found.call_plans(role) for entry in plan.tensors())
+    assert found.spread is not None
+    plans = [plan for role in found.roles for plan in found.spread.plans(role)]
+    size = sum(entry.size_bytes for plan in plans for entry in plan.tensors())
     if found is not source:
         found.close()
     return size
@@ -246,7 +304,7 @@ class Takes(nn.Module):
 
 def keeper() -> tuple[CallKeeper, Call]:
     call = Call(0, 999.0, "cond", 0)
-    made = CallKeeper(1, 42, {"single": ExpertSchedule((call,), (600.0, 300.0))})
+    made = CallKeeper(1, 0, 42, {"single": ExpertSchedule((call,), (600.0, 300.0))})
     made.begin_prompt("0" * 64)
     assert made.wants("single", call)
     assert not made.wants("single", Call(1, 998.0, "cond", 0))
@@ -263,7 +321,8 @@ def test_arguments_are_copied_by_name() -> None:
     )
     hidden.fill_(7)
     parts[3].fill_(7)
-    (kept,) = made.result()["single"]
+    (kept,) = made.spread()["single"]
+    assert made.sampled() == {}
     plan = CallPlan.of("single", 0, kept.key, kept.inputs)
     values = dict(zip((entry.name for entry in plan.tensors()), plan.values(kept.inputs), strict=True))
     back = plan.gather(values)

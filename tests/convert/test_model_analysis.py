@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,15 @@ from tiny_pipelines import TINY_PROMPTS
 from torch import Tensor, nn
 
 import hfq
+from hfq.cli import run
 from hfq.convert import model_analysis
 from hfq.convert.analyze import Analysis, analyze
 from hfq.convert.calibration import Calibration
+from hfq.convert.call_sample import CallSample
 from hfq.convert.progress import Silent
 from hfq.convert.transformer import build_transformer
 from hfq.formats import hif8
+from hfq.schema.documents import read_document
 
 BLOCKS = [f"blocks.{index}" for index in range(8)]
 
@@ -33,7 +37,7 @@ class Notes(Silent):
 
 @pytest.fixture(scope="module")
 def calibration(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One prompt, four steps, one kept call per timestep bin and branch."""
+    """One prompt, four steps, both branches of each."""
     out = tmp_path_factory.mktemp("calls") / "cal"
     hfq.calibrate(tiny_weights, [TINY_PROMPTS[0]], out, steps=4, keep_inputs=16, keep_calls=1).close()
     return out
@@ -99,9 +103,55 @@ def test_the_arms_and_the_propagated_error_are_those_of_rounded_models(
         sums = errors_by_hand(tiny_weights, calls, set(range(8)) - kept)
         assert arm["kept"] == [f"blocks.{block}" for block in sorted(kept)]
         assert arm["calls"] == pytest.approx([error / power for error, power in sums], rel=1e-6)
-    sums = errors_by_hand(tiny_weights, calls, {3})
-    expected = sum(error for error, _ in sums) / sum(power for _, power in sums)
-    assert model["blocks"]["blocks.3"]["propagated"] == pytest.approx(expected, rel=1e-6)
+    values = [error / power for error, power in errors_by_hand(tiny_weights, calls, {3})]
+    block = model["blocks"]["blocks.3"]
+    assert block["propagated"] == pytest.approx(CallSample(calls).mean(values), rel=1e-6)
+    assert block["intervals"]["propagated"] == pytest.approx(CallSample(calls).interval(values), rel=1e-6)
+    assert [call["movement"] for call in model["calls"]] == [call.movement for call in calls]
+
+
+def test_branches_are_measured_at_the_same_steps(found: Analysis) -> None:
+    calls = found.document["experts"]["high_noise"]["model"]["calls"]
+    steps = {branch: [call["step"] for call in calls if call["branch"] == branch] for branch in ("cond", "uncond")}
+    assert steps["cond"] == steps["uncond"]
+    assert len(set(steps["cond"])) == len(steps["cond"]) > 1
+
+
+def test_the_analysis_names_the_calls_that_it_was_measured_on(found: Analysis, calibration: Path) -> None:
+    with hfq.load_calibration(calibration) as opened:
+        assert opened.spread is not None
+        assert found.document["calibration"]["calls"] == opened.spread.id
+
+
+def test_two_steps_do_not_rank_blocks_and_it_is_said_everywhere(
+    tiny_weights: Path, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["analyze", str(tiny_weights), "--calibration", str(calibration), "--role", "high_noise"]
+    assert run([*arguments, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    document = read_document(tmp_path / "out" / "analysis.json", "analysis")
+    model = document["experts"]["high_noise"]["model"]
+    assert {tuple(block["ranks"]["propagated"]) for block in model["blocks"].values()} == {(1, 8)}
+    (reason,) = model["sample"]["weak"]
+    assert "pairs of prompt and step, fewer than 6" in reason
+    assert f"warning: high_noise: the ranking of blocks is weak: {reason}" in printed.err
+    assert "not told apart: blocks 0, 1, 2, 3, 4, 5, 6, 7" in printed.out
+    assert f"weak: {reason}" in printed.out
+    assert f"the ranking of blocks is weak: {reason}" in (tmp_path / "out/analysis.html").read_text(encoding="utf-8")
+
+
+def test_sampled_calls_of_an_older_calibration_rank_weakly(
+    tiny_weights: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """Without spread calls the calls in the statistics serve, and the answer is what it is worth."""
+    shutil.copytree(calibration, tmp_path / "old")
+    for name in ("calls.json", "calls.safetensors"):
+        (tmp_path / "old" / name).unlink()
+    progress = Notes()
+    older = analysed(tiny_weights, tmp_path / "old", tmp_path / "out", progress=progress)
+    assert "calls" not in older.document["calibration"]
+    assert older.document["experts"]["high_noise"]["model"]["sample"]["weak"]
+    assert any("the ranking of blocks is weak" in note for note in progress.notes)
 
 
 def test_scores_and_page_have_them(found: Analysis) -> None:

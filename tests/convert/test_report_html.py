@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,39 @@ def test_the_same_delta_gives_the_same_page(folder: Path, tmp_path: Path) -> Non
     for name in ("a.html", "b.html"):
         assert run(["report", str(folder), "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+_CALLER = """
+import contextlib, io, os, sys, warnings
+import matplotlib, torch
+matplotlib.use("pdf")
+matplotlib.rcParams["font.size"] = 17.0
+torch.set_num_threads(1)
+
+def state():
+    return (matplotlib.get_backend(), dict(matplotlib.rcParams), torch.get_num_threads(), torch.is_grad_enabled(),
+            torch.get_default_dtype(), list(warnings.filters), dict(os.environ), os.getcwd())
+
+# What the packages that are drawn with do to themselves when they are imported is theirs.
+import jinja2, matplotlib.figure, matplotlib.backends.backend_svg
+from hfq.convert.report_html import render_report
+import hfq
+before = state()
+with hfq.load_delta(sys.argv[1]) as delta:
+    page = render_report(delta)
+assert page.count("<svg") == 2
+assert [a == b for a, b in zip(before, state())] == [True] * len(before), (before, state())
+assert "matplotlib.pyplot" not in sys.modules
+print("as before")
+"""
+
+
+def test_rendering_leaves_the_caller_as_it_was(folder: Path) -> None:
+    """Backend and settings of matplotlib, threads, gradients, warnings and environment; pyplot is not even loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CALLER, str(folder)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.stdout, done.returncode) == ("as before\n", 0), done.stderr
 
 
 def test_a_report_of_another_delta_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -124,6 +125,53 @@ def test_the_largest_scores_are_chosen_per_expert_and_ties_go_to_the_lower_block
     assert three.reason("high_noise", 0, "blocks.1.ffn.0") == "top-5 by propagated: block 1 (0.01235)"
     assert three.document is not None
     assert three.document["experts"]["high_noise"][0]["blocks"] == [0, 1, 2, 3, 4]
+
+
+def measured(ranks: list[list[int]], weak: tuple[str, ...] = (), **scores: list[float]) -> Ranking:
+    """Propagated errors with the ranks that each block may have."""
+    plain = ranking(**scores)
+    return dataclasses.replace(
+        plain, ranks={role: {"propagated": ranks} for role in scores}, weak=dict.fromkeys(scores, weak)
+    )
+
+
+def test_a_cut_through_a_tie_is_said_and_stored() -> None:
+    """Blocks whose ranges of ranks overlap across the cut are named on both sides; those on one side are no tie."""
+    rule = {"select": "top-k", "score": "propagated", "k": 2, "to": "keep"}
+    values = [9.0, 3.0, 2.0, 1.0, 0.5, 0.4]
+    ranks = [[1, 1], [2, 3], [2, 4], [3, 4], [5, 6], [5, 6]]
+    scores = measured(ranks, high_noise=values, low_noise=values)
+    chosen = select_blocks(selecting(rule), PAIR, scores)
+    assert chosen.document is not None
+    for role in ROLES:
+        (entry,) = chosen.document["experts"][role]
+        assert (entry["blocks"], entry["tied"]) == ([0, 1], [1, 2, 3])
+        assert chosen.document["analysis"]["ranks"][role] == {"propagated": ranks}
+    assert chosen.warnings == [
+        f"{role}: top-2 by propagated cuts through a tie: the analysis cannot tell the chosen 1 from 2, 3, not chosen"
+        for role in ROLES
+    ]
+    four = select_blocks(selecting({**rule, "k": 4}), PAIR, scores)
+    assert four.document is not None
+    assert four.document["experts"]["low_noise"][0]["tied"] == []
+    assert four.warnings == []
+
+
+def test_equal_scores_across_a_cut_are_a_tie_without_ranks_too() -> None:
+    """Nothing more is stored than before: the values are there."""
+    rule = {"select": "top-k", "score": "propagated", "k": 2, "to": "keep", "expert": "high_noise"}
+    found = select_blocks(selecting(rule), PAIR, ranking(high_noise=[5, 1, 1, 0, 1, 0], low_noise=[0.0] * DEPTH))
+    assert ["the chosen 1 from 2, 4, not chosen" in line for line in found.warnings] == [True]
+    assert found.document is not None
+    assert "ranks" not in found.document["analysis"]
+    assert "tied" not in found.document["experts"]["high_noise"][0]
+
+
+def test_a_weak_ranking_is_said_where_it_decides() -> None:
+    rule = {"select": "top-k", "score": "propagated", "k": 2, "to": "keep"}
+    values, ranks = [6.0, 5, 4, 3, 2, 1], [[n, n] for n in range(1, 7)]
+    found = select_blocks(selecting(rule), PAIR, measured(ranks, ("few calls",), high_noise=values, low_noise=values))
+    assert found.warnings == [f"{role}: top-2 by propagated: the ranking is weak: few calls" for role in ROLES]
 
 
 def test_the_random_control_can_be_recomputed_anywhere() -> None:

@@ -167,6 +167,53 @@ def test_scores_are_missing_before_any_work(deep_base: Path, deep_analysis: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
+def with_model(document: dict[str, Any]) -> None:
+    """Errors of blocks as an analysis measures them: two blocks stand out, which of the others is third is open."""
+    ranks = [[1, 1], [3, 5], [3, 6], [2, 2], [3, 6], [4, 6]]
+    values = [9e-2, 3e-3, 2e-3, 5e-2, 1e-3, 9e-4]
+    for expert in document["experts"].values():
+        names = ("isolated", "isolated_contribution", "propagated")
+        expert["model"] = {
+            "calls": [{"step": 0, "t": 999.0, "branch": "cond", "bin": 0, "prompt": "1" * 64, "movement": 0.1}],
+            "sample": {"pairs": 12, "weak": []},
+            "blocks": {
+                f"blocks.{n}": {
+                    **dict.fromkeys(names, values[n]), "bins": {}, "intervals": dict.fromkeys(names),
+                    "ranks": dict.fromkeys(names, ranks[n]),
+                }
+                for n in range(DEPTH)
+            },
+            "arms": {},
+        }  # fmt: skip
+        expert["model_skipped"] = None
+        expert["scores"]["propagated"] = {f"blocks.{n}": values[n] for n in range(DEPTH)}
+
+
+def test_a_delta_stores_a_tie_and_convert_says_it(deep_base: Path, deep_analysis: Path, tmp_path: Path) -> None:
+    """In the plan, in the report and in the document, where a reader checks it; a forged tie is refused."""
+    analysis = edited(deep_analysis, tmp_path / "a.json", with_model)
+    rule, progress = {**TOP, "score": "propagated", "k": 3}, Notes()
+    words = "top-3 by propagated cuts through a tie: the analysis cannot tell the chosen 1 from 2, 4, 5"
+    with hfq.open_checkpoint(deep_base) as checkpoint:
+        planned = dry_run(checkpoint, selecting(rule), None, analysis=analysis, progress=progress)
+    assert planned is not None
+    assert any(f"warning: high_noise: {words}" in line for line in progress.lines)
+    with converted(deep_base, selecting(rule), tmp_path / "delta", analysis=analysis) as delta:
+        stored = delta.document["selection"]
+    assert stored["experts"]["low_noise"][0]["tied"] == [1, 2, 4, 5]
+    assert stored["analysis"]["ranks"]["low_noise"]["propagated"][3] == [2, 2]
+    report = json.loads((tmp_path / "delta" / "report.json").read_bytes())
+    assert any(words in line for line in report["warnings"])
+    assert run(["verify", str(tmp_path / "delta"), "--base", str(deep_base)]) == 0
+    forged = forge(
+        tmp_path / "delta",
+        tmp_path / "forged",
+        lambda d: d["selection"]["experts"]["low_noise"][0].update(tied=[]),
+    )
+    with pytest.raises(InconsistentDeltaError, match="selection"), hfq.open_checkpoint(deep_base) as checkpoint:
+        hfq.verify(forged, checkpoint)
+
+
 def test_a_negative_zero_is_zero_in_every_reason(deep_base: Path, deep_analysis: Path, tmp_path: Path) -> None:
     def flatten(document: dict[str, Any]) -> None:
         for expert in document["experts"].values():
