@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -186,26 +184,19 @@ def test_a_note_about_an_unneeded_calibration_is_on_stderr(
 
 def test_ctrl_c_leaves_work_that_can_be_resumed(small_base: Path, tmp_path: Path, capsys: Capture) -> None:
     out, journal = tmp_path / "delta", tmp_path / "delta.partial/journal.jsonl"
-    slow = (
+    interrupted = (
         # A background job of a shell starts with Ctrl-C ignored.
-        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from hfq.convert.journal import Journal\nfrom hfq.cli import run\nadd = Journal.add\n"
-        "def slowly(self, entry, state):\n    add(self, entry, state)\n    time.sleep(0.1)\nJournal.add = slowly\n"
-        "sys.exit(run(sys.argv[1:]))\n"
+        "sent = []\ndef then_interrupted(self, entry, state):\n    add(self, entry, state)\n"
+        "    if not sent:\n        sent.append(os.kill(os.getpid(), signal.SIGINT))\n"
+        "Journal.add = then_interrupted\nsys.exit(run(sys.argv[1:]))\n"
     )
     arguments = ["convert", str(small_base), "--recipe", "rtn-hif4", "-o", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    text, err = process.communicate(timeout=60)
+    command = [sys.executable, "-c", interrupted, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    text, err = process.stdout, process.stderr
+    assert journal.stat().st_size
     assert (process.returncode, text) == (130, "")
     assert "--resume" in err
     assert "Traceback" not in err

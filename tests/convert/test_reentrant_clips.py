@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from patience import HANG_S
 from test_compiled_model import an_input, linear_of
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from hfq.convert.clip import TimestepClock, unused_clips
 from hfq.schema.errors import UsageError
 
 BINS = {1000.0: 0, 700.0: 1, 1.0: 2}
-PATIENCE_S = 60
 
 
 class Gated(nn.Module):
@@ -60,7 +60,7 @@ def expected(model: Gated) -> dict[float, Tensor]:
 def test_threads_in_step(times: tuple[float, ...], model: Gated) -> None:
     """Every thread is inside its forward while every other one begins, runs each linear, and ends."""
     wanted = expected(model)
-    barrier = threading.Barrier(len(times), timeout=PATIENCE_S)
+    barrier = threading.Barrier(len(times), timeout=HANG_S)
     model.between = lambda t: barrier.wait()
     unused_clips(model, reset=True)
     with ThreadPoolExecutor(len(times)) as pool:
@@ -77,13 +77,13 @@ def test_the_first_forward_to_end_leaves_the_other_alone(fails: bool, model: Gat
 
     def between(t: float) -> None:
         if t == 1.0:
-            assert inside.wait(PATIENCE_S)
+            assert inside.wait(HANG_S)
             if fails:
                 raise RuntimeError("inside the model")
         elif not waited:
             waited.append(t)
             inside.set()
-            assert ended.wait(PATIENCE_S)
+            assert ended.wait(HANG_S)
 
     model.between = between
 
@@ -97,8 +97,8 @@ def test_the_first_forward_to_end_leaves_the_other_alone(fails: bool, model: Gat
 
     with ThreadPoolExecutor(2) as pool:
         long, short = pool.submit(run, model, 1000.0), pool.submit(other)
-        short.result(PATIENCE_S)
-        assert torch.equal(long.result(PATIENCE_S), wanted[1000.0])
+        short.result(HANG_S)
+        assert torch.equal(long.result(HANG_S), wanted[1000.0])
 
 
 def test_a_forward_inside_another(model: Gated) -> None:
@@ -149,7 +149,7 @@ def test_two_transformers_one_inside_the_other(model: Gated) -> None:
 
 def test_a_thread_that_the_forward_starts_does_not_guess(model: Gated) -> None:
     with ThreadPoolExecutor(1) as pool:
-        model.between = lambda t: pool.submit(model.layers[0], an_input(torch.bfloat16)).result(PATIENCE_S)
+        model.between = lambda t: pool.submit(model.layers[0], an_input(torch.bfloat16)).result(HANG_S)
         with pytest.raises(UsageError, match="own thread"):
             run(model, 1000.0)
 

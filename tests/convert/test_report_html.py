@@ -71,9 +71,7 @@ print("as before")
 
 def test_rendering_leaves_the_caller_as_it_was(folder: Path) -> None:
     """Backend and settings of matplotlib, threads, gradients, warnings and environment; pyplot is not even loaded."""
-    done = subprocess.run(
-        [sys.executable, "-c", _CALLER, str(folder)], capture_output=True, text=True, check=False, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", _CALLER, str(folder)], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("as before\n", 0), done.stderr
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,19 @@ from hfq.schema.errors import (
     ResumeMismatchError,
 )
 
-# Converts, but sleeps a little after every site, so that a kill lands in the middle whatever the machine.
-_SLOW = """
-import sys, time
+# Converts, and is killed as soon as the journal holds some lines.
+_KILLED = """
+import os, signal, sys
 import hfq
 from hfq.convert.journal import Journal
 add = Journal.add
-def slow(self, entry, state):
+def then_killed(self, entry, state):
     add(self, entry, state)
-    time.sleep(0.05)
-Journal.add = slow
-base, calibration, out = sys.argv[1:4]
+    with open(journal, "rb") as file:
+        if file.read().count(b"\\n") >= int(lines):
+            os.kill(os.getpid(), signal.SIGKILL)
+Journal.add = then_killed
+base, calibration, out, journal, lines = sys.argv[1:6]
 with hfq.open_checkpoint(base) as checkpoint:
     hfq.quantize(checkpoint, "tail-aware-hif4", calibration, out=out, resume="--resume" in sys.argv).close()
 """
@@ -78,16 +79,9 @@ def test_killed_twice_and_resumed_to_the_same_bytes(
     small_base: Path, small_calibration: Path, small_delta: Path, tmp_path: Path
 ) -> None:
     out, journal = tmp_path / "delta", tmp_path / "delta.partial" / "journal.jsonl"
-    command = [sys.executable, "-c", _SLOW, str(small_base), str(small_calibration), str(out)]
-    for lines, more in ((3, []), (9, ["--resume"])):
-        process = subprocess.Popen([*command, *more], cwd=tmp_path)
-        deadline = time.monotonic() + 60
-        while not (journal.exists() and journal.read_bytes().count(b"\n") >= lines):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", _KILLED, str(small_base), str(small_calibration), str(out), str(journal)]
+    for lines, more in (("3", []), ("9", ["--resume"])):
+        assert subprocess.run([*command, lines, *more], cwd=tmp_path).returncode == -signal.SIGKILL
         assert not out.exists()
     before = journal.read_bytes().count(b"\n")
     assert 9 <= before < 40
@@ -280,9 +274,9 @@ def test_another_base_of_the_same_shape_is_refused_by_its_first_site(tmp_path: P
 def test_two_runs_in_one_folder_are_refused(unfinished: Path, small_base: Path, small_calibration: Path) -> None:
     partial = unfinished.with_name("delta.partial")
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, sys, time\nf = open(sys.argv[1], 'ab')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
-         "print('held', flush=True)\ntime.sleep(60)", str(partial / "journal.jsonl")],
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", "import fcntl, sys\nf = open(sys.argv[1], 'ab')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
+         "print('held', flush=True)\nsys.stdin.read()", str(partial / "journal.jsonl")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
         assert holder.stdout is not None
