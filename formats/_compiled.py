@@ -57,6 +57,7 @@ def _is_enough(elements: int) -> bool:
 
 _LOADED: Final[set[str]] = set()  # names of kernel modules
 _expected = False
+_sayings = itertools.count()  # `next` is atomic
 _without_kernels = 0  # elements so far; a count that threads lose some of loads a little later
 
 
@@ -92,10 +93,10 @@ def kernels(name: str) -> Any:
     return importlib.import_module(f"hfq.formats.{name}")
 
 
-@functools.cache
 def _say_compiling() -> None:
-    """Said once, however many modules are compiled."""
-    _LOG.warning("compiling the kernels of the number formats for this machine, once")
+    """Said once, however many modules are compiled, on whichever threads."""
+    if next(_sayings) == 0:
+        _LOG.warning("compiling the kernels of the number formats for this machine, once")
 
 
 def run_ranges(work: Callable[[int, int], Any], count: int, elements: int) -> list[Any]:
