@@ -144,7 +144,7 @@ def show_command(delta: str, as_json: bool) -> None:
         **record.to_json(),
         "scores": score_documents(found.scores, found.seen),
         "costs": [{**asdict(cost), "settings": dict(cost.settings), "unit": cost.unit} for cost in found.costs],
-        "reviews": None if found.reviews is None else asdict(found.reviews),
+        "reviews": None if found.reviews is None else found.reviews.to_json(),
         "imports": [import_document(one) for one in found.imports],
     }
     lines = score_lines(found.scores, found.seen)

@@ -190,6 +190,10 @@ class ReviewCounts:
     accepted: int
     by_prompt: tuple[float, ...] = ()
 
+    def to_json(self) -> dict[str, int]:
+        """The counts; what follows from them for a gate is the gate's."""
+        return {"clips": self.clips, "reviewed": self.reviewed, "accepted": self.accepted}
+
 
 def count_reviews(
     outcomes: Iterable[ReviewOutcome], stems: Iterable[str], prompts: Mapping[str, str] | None = None
