@@ -36,7 +36,7 @@ def demo_command(out: str | None, as_json: bool) -> None:
     """Go the whole way on a small trained Wan model: inspect to audit and gate.
 
     Every step prints the command that does it. Everything happens in one folder, registry and keys included; nothing
-    else on the machine is touched. Takes about two minutes on two cores.
+    else on the machine is touched. Takes about a minute on two cores; the first run on a machine compiles kernels, too.
     """
     if out is None:
         folder = Path(tempfile.mkdtemp(prefix="hfq-demo-"))
