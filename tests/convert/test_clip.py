@@ -123,6 +123,11 @@ def test_entries_that_were_never_consulted_are_named() -> None:
             unused_clips(nothing)
 
 
+def test_a_bin_without_steps_has_equal_edges() -> None:
+    op = {"op": "clip", "edges": [500, 500], "headroom": [1.1, 1.0, 0.95]}
+    assert Clip.from_op(op, "here").edges == (500.0, 500.0)
+
+
 def test_edges_fall() -> None:
     op = {"op": "clip", "edges": [900, 500], "headroom": [1.1, 1.0, 0.95]}
     assert Clip.from_op(op, "here") == Clip((900.0, 500.0), (1.1, 1.0, 0.95))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -15,6 +16,9 @@ import pytest
 import torch
 from patience import HANG_S
 
+import hfq.convert
+import hfq.formats
+from hfq.compile_kernels import compile_kernels
 from hfq.formats import _compiled, _kernels
 
 SMALL = """
@@ -158,3 +162,12 @@ def test_what_counts_as_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _compiled._without_kernels == 0  # what no kernel takes does not count
     monkeypatch.setattr(_compiled, "_LOADED", {"hif4_kernels"})
     assert _compiled.runs_compiled(x[:1, :1], x)
+
+
+def test_what_is_compiled_beforehand_is_everything() -> None:
+    compile_kernels()
+    rooms = [Path(room.__path__[0]) for room in (hfq.formats, hfq.convert)]
+    sources = [(room.name, path) for room in rooms for path in room.glob("*.py")]
+    found = {f"hfq.{room}.{path.stem}" for room, path in sources if "\n@kernel(" in path.read_text()}
+    assert len(found) >= 5
+    assert found <= set(sys.modules)
