@@ -37,9 +37,9 @@ _AGREES: Final = 0.02
 
 
 def is_vbench(document: Any) -> bool:
-    """Whether a parsed file is an object of lists that begin with a number."""
+    """Whether a parsed file is an object of lists that begin with a number, or with what another program made of NaN."""
     return isinstance(document, dict) and any(
-        isinstance(value, list) and value and isinstance(value[0], int | float) for value in document.values()
+        isinstance(value, list) and value and isinstance(value[0], int | float | None) for value in document.values()
     )
 
 
@@ -190,7 +190,7 @@ def _number(value: Any, where: str) -> float:
     """A number of the file; NaN, which the suite writes where it failed, is one."""
     # dynamic_degree and human_action write booleans, others integers.
     if not isinstance(value, int | float):
-        raise ScoreFileError("not a number", where=where, found=repr(value))
+        raise ScoreFileError("not a number", where=where, found="null" if value is None else repr(value))
     try:
         number = float(value)
     except OverflowError:

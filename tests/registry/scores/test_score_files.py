@@ -280,6 +280,12 @@ def test_what_no_suite_writes_is_refused(tmp_path: Path, document: Any, error: t
         read(tmp_path, document)
 
 
+@pytest.mark.parametrize("videos", [[], [entry("a b-0", 0.5)]])
+def test_a_null_aggregate_names_its_dimension(tmp_path: Path, videos: Any) -> None:
+    with pytest.raises(ScoreFileError, match=r"color: not a number; found null"):
+        read(tmp_path, {"color": [None, videos]})
+
+
 def test_a_null_is_a_video_without_a_value(tmp_path: Path) -> None:
     scores = read(tmp_path, {"singleobj_1": {"aes_score": None}, "singleobj_2": {"aes_score": 0.5}})["aes_score"]
     assert (values(scores), scores.unscored) == ([0.5], ("singleobj_1",))

@@ -293,6 +293,8 @@ def test_a_bound_that_so_few_prompts_cannot_reach_says_how_many_can() -> None:
     assert evaluate(policy(), "drafts", Evidence([share(1, 119)])).passed
     (hopeless,) = evaluate(policy(), "drafts", Evidence([share(0.9)])).reasons
     assert hopeless.endswith("0.95 needed (ours)")
+    (never,) = evaluate(policy(gate={"min_retained": 1.0}), "drafts", Evidence([share(1, 119)])).reasons
+    assert never.endswith("; a bound lies below the share itself: no number of prompts that keep 1.0000 can show it")
 
 
 def test_limits_of_the_policy_narrow_the_bound_and_fail_what_is_outside() -> None:
