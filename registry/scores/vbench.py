@@ -190,7 +190,8 @@ def _to_unit(stated: float, scored: list[tuple[str, float]], where: str) -> tupl
             raise ScoreFileError(
                 "videos on two scales", where=where, expected="all of 0 to 100, or all of 0 to 1",
                 found=f"{dict(scored)[high]:g} for {high} and {dict(scored)[low]:g} for {low}; the aggregate of "
-                f"{stated:g} is their mean where each is brought to 0 to 1 by itself", todo="import the file as the suite wrote it",
+                f"{stated:g} is their mean where each is brought to 0 to 1 by itself",
+                todo="import the file as the suite wrote it",
             )  # fmt: skip
     kinds = ["videos"] * (percent and bool(scored)) + ["aggregate"] * (stated > 1)
     scale = f"0-1; {' and '.join(kinds)} divided by 100" if kinds else "0-1, as in the file"

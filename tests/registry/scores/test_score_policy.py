@@ -244,9 +244,7 @@ def test_the_schema_asks_for_prompts_where_a_bound_is_asked_for() -> None:
             errors = list(jsonschema.Draft202012Validator(schema_of("policy")).iter_errors(kept))
             assert bool(errors) is (refused and "confidence" in kept)
     text = {name: value for name, value in document(decide_by="bound").items() if name != "confidence"}
-    with pytest.raises(
-        SchemaViolationError, match="workload/0/decide_by: a bound without a confidence; give"
-    ):
+    with pytest.raises(SchemaViolationError, match="workload/0/decide_by: a bound without a confidence; give"):
         parse_policy(json.dumps(text).encode(), "p", is_json=True)
 
 
