@@ -28,12 +28,15 @@ _KINDS: Final = {
     ".csv": "a table", ".tsv": "a table", ".yaml": "YAML", ".yml": "YAML", ".toml": "TOML", ".ini": "settings",
     ".xml": "markup", ".html": "markup", ".htm": "markup", ".rtf": "markup",
 }  # fmt: skip
+_JSON: Final = {".json", ".jsonl"}
 _HEADINGS: Final = {"prompt", "prompts", "prompt_en", "caption", "text"}
 _NAME: Final = re.compile(r"[a-z0-9_ -]{0,40}")
 _MARKUP: Final = re.compile(r"<(\?xml|!doctype|html)|%PDF-|\{\\rtf", re.IGNORECASE)
 _YAML_START: Final = re.compile(r"---|%YAML.*|(prompts?|captions?)\s*[:=]\s*(\[|\|.?|>.?)?")
 _FIELD_LINE: Final = re.compile(r"(- )?[\"']?(prompt|caption|text)s?[\"']?\s*[:=]\s", re.IGNORECASE)
 _OPENED: Final = re.compile(r"\[\s*([\"'{\]]|\n)|\{\s*\n")
+_COMMENT: Final = re.compile(r"(#+|//+)(\s.*)?")
+_QUOTED: Final = re.compile(r"([\"']).*\1,?")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
@@ -158,6 +161,10 @@ def _refuse_other_formats(text: str, where: Path) -> None:
         kind = "a YAML or Markdown list"
     elif _FIELD_LINE.match(lines[0]):
         kind = "a line with a field's name"
+    elif (comment := next(filter(_COMMENT.fullmatch, lines), None)) is not None:
+        kind = f"a comment or a heading: {comment[:40]!r}"
+    elif any(line.endswith(",") for line in lines) and all(map(_QUOTED.fullmatch, lines)):
+        kind = "quoted texts with commas, a list without its brackets"
     elif len(lines) > 1 and all(re.match(rf"{number}[.):]\s", line) for number, line in enumerate(lines, 1)):
         kind = "a numbered list"
     if kind is not None:
@@ -171,6 +178,8 @@ def _json_entries(text: str, where: Path) -> list[tuple[str, Any]] | None:
     """The entries of a file that is one JSON text, each with its place; None when it is lines."""
     start = text.strip()
     first = start.split("\n", 1)[0]
+    if where.suffix.lower() in _JSON and not start.startswith('"') and _is_json(start) and start[0] not in "[{":
+        raise MalformedFileError("a JSON value that is no prompt", where=where, expected=_EXPECTED, found=start[:80])
     if not start.startswith(("[", "{")) or (start.startswith("{") and _is_json(first)):
         return None
     # One text over several lines, or one that is broken; not a prompt such as "[wide shot] a cat", nor JSON lines.

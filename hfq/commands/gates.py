@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from hfq.console import emit, json_option, note
 from hfq.registry import open_registry
 from hfq.registry.text import display_id, printable
-from hfq.schema.errors import HfqError
+from hfq.schema.errors import HfqError, UsageError
 
 if TYPE_CHECKING:
     from hfq.registry.judging import Compared, Gated, Routed
@@ -178,10 +179,17 @@ def _gate_lines(gated: Gated) -> list[str]:
     return [*lines, f"  policy     {display_id(result.policy_id, 'policy')}"]
 
 
+def _number(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """NaN is in every range and under no budget."""
+    if value is not None and math.isnan(value):
+        raise UsageError("not a budget", expected="seconds above 0", found=value)
+    return value
+
+
 @click.command("route")
 @_workload
 @click.option("--base", metavar="ID", help="The base to serve from: base: and digits, or a delta on it.")
-@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="S",
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="S", callback=_number,
               help="At most so many seconds of device per accepted clip.")  # fmt: skip
 @_policy
 @_content_class

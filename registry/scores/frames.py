@@ -57,7 +57,8 @@ def list_clips(folder: Path) -> ClipFolder:
         if before != path:
             raise MalformedFileError(
                 "two clips of one name", where=folder, found=f"{before.name} and {path.name}",
-                todo="rename or move one of them; scores do not tell a space from an underscore",
+                todo="rename or move one of them; scores do not tell apart suffixes, a space from an underscore, or "
+                "`videos` from `frames`",
             )  # fmt: skip
         clips[path.stem] = path
     return ClipFolder(clips, tuple(left_over))

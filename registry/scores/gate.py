@@ -281,10 +281,12 @@ def _retained(
 
 
 def _too_few(share: Retained, limits: Limits | None, needed: float, confidence: float) -> str:
-    """How many prompts it takes, where so few could not show it however alike they were."""
+    """How many prompts it takes, where so few could not show it however alike they were, or that none are enough."""
     if share.means is None or limits is None or limits[1] is None:
         return ""
     prompts = prompts_needed(*share.means, (limits[0], limits[1]), needed, confidence)
+    if prompts is None and share.ratio is not None and share.ratio >= needed:
+        return f"; a bound lies below the share itself: no number of prompts that keep {share.ratio:.4f} can show it"
     if prompts is None or prompts <= share.prompts:
         return ""
     unseen = unseen_share(share.prompts, confidence)

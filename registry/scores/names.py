@@ -12,8 +12,9 @@ _VIDEO_SUFFIX: Final = re.compile(r"\.(mp4|mkv|mov|webm|avi|gif|m4v)$", re.IGNOR
 _SAMPLE: Final = re.compile(r"(.+)-(\d{1,4})", re.DOTALL)
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _LABELS: Final = frozenset(
-    ("clip", "copy", "file", "final", "frame", "frames", "gen", "image", "img", "item", "movie", "my", "new", "out",
-     "output", "render", "run", "sample", "seed", "shot", "take", "test", "untitled", "vid", "video", "videos")
+    ("batch", "case", "clip", "copy", "demo", "example", "file", "final", "frame", "frames", "gen", "image", "img",
+     "item", "job", "movie", "my", "new", "no", "number", "out", "output", "render", "result", "run", "sample", "scene",
+     "seed", "shot", "step", "take", "test", "trial", "untitled", "version", "vid", "video", "videos", "wan")
 )  # fmt: skip
 """Words of names that number clips: `clip 12-3` is of no prompt that anybody knows."""
 

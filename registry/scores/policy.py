@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from hfq.schema.canonical import canonical_json, sha256_hex
 from hfq.schema.documents import parse_json, read_bytes, validate
-from hfq.schema.errors import MalformedFileError, PolicyError, UnknownWorkloadError
+from hfq.schema.errors import MalformedFileError, PolicyError, SchemaViolationError, UnknownWorkloadError
 
 from .intervals import MIN_PROMPTS
 from .opens2v import METRICS, NATURAL
@@ -178,11 +178,18 @@ def _refuse_bounds_of_few(document: Any, where: str) -> None:
     """What the schema refuses as well, in words that say the way out: many policies of earlier releases ask for it.
 
     Raises:
-        PolicyError
+        PolicyError, SchemaViolationError
     """
-    if not isinstance(document, dict) or "confidence" not in document or not isinstance(document.get("workload"), list):
+    if not isinstance(document, dict) or not isinstance(document.get("workload"), list):
         return
-    for entry in document["workload"]:
+    for number, entry in enumerate(document["workload"]):
+        if "confidence" not in document:
+            if isinstance(entry, dict) and entry.get("decide_by") == "bound":
+                raise SchemaViolationError(
+                    "a bound without a confidence", where=f"{where}: workload/{number}/decide_by",
+                    todo='give the policy a confidence, such as 0.95, or compare means: decide_by = "mean"',
+                )  # fmt: skip
+            continue
         prompts = entry.get("min_prompts") if isinstance(entry, dict) else None
         if isinstance(prompts, int) and prompts < MIN_PROMPTS and entry.get("decide_by", "bound") == "bound":
             raise PolicyError(

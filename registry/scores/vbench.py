@@ -37,9 +37,9 @@ _AGREES: Final = 0.02
 
 
 def is_vbench(document: Any) -> bool:
-    """Whether a parsed file is an object of lists that begin with a number."""
+    """Whether a parsed file is an object of lists that begin with a number, or with null."""
     return isinstance(document, dict) and any(
-        isinstance(value, list) and value and isinstance(value[0], int | float) for value in document.values()
+        isinstance(value, list) and value and isinstance(value[0], int | float | None) for value in document.values()
     )
 
 
@@ -124,7 +124,7 @@ def _read_dimension(
         place.leave_out("the aggregate is NaN; the videos with a value count")
     scale = "as in the file"
     if dimension == _PERCENT:
-        stated, scored, scale = _to_unit(stated, scored)
+        stated, scored, scale = _to_unit(stated, scored, where)
     return MetricScores(
         prompt_set=prompt_set or infer_prompt_set([stem for stem, _ in scored]),
         metric_suite=suite,
@@ -174,13 +174,25 @@ def _entries(value: Sequence[Any], where: str) -> list[Any]:
     return rest[0]
 
 
-def _to_unit(stated: float, scored: list[tuple[str, float]]) -> tuple[float, list[tuple[str, float]], str]:
+def _to_unit(stated: float, scored: list[tuple[str, float]], where: str) -> tuple[float, list[tuple[str, float]], str]:
     mean = math.fsum(value for _, value in scored) / len(scored) if scored else stated
     # A list of values below 1 is on 0-100 as well when the aggregate is a hundredth of it.
     percent = max((value for _, value in scored), default=0.0) > 1 or (
         stated != 0 and math.isclose(mean, 100 * stated, rel_tol=_AGREES)
     )
     values = [(stem, value / 100) for stem, value in scored] if percent else scored
+    if percent and scored:
+        unit = stated / 100 if stated > 1 else stated
+        each = math.fsum(value / 100 if value > 1 else value for _, value in scored) / len(scored)
+        if math.isclose(each, unit, rel_tol=_AGREES) and not math.isclose(mean / 100, unit, rel_tol=_AGREES):
+            low = next(stem for stem, value in scored if value <= 1)
+            high = next(stem for stem, value in scored if value > 1)
+            raise ScoreFileError(
+                "videos on two scales", where=where, expected="all of 0 to 100, or all of 0 to 1",
+                found=f"{dict(scored)[high]:g} for {high} and {dict(scored)[low]:g} for {low}; the aggregate of "
+                f"{stated:g} is their mean where each is brought to 0 to 1 by itself",
+                todo="import the file as the suite wrote it",
+            )  # fmt: skip
     kinds = ["videos"] * (percent and bool(scored)) + ["aggregate"] * (stated > 1)
     scale = f"0-1; {' and '.join(kinds)} divided by 100" if kinds else "0-1, as in the file"
     return (stated / 100 if stated > 1 else stated), values, scale
@@ -190,7 +202,7 @@ def _number(value: Any, where: str) -> float:
     """A number of the file; NaN, which the suite writes where it failed, is one."""
     # dynamic_degree and human_action write booleans, others integers.
     if not isinstance(value, int | float):
-        raise ScoreFileError("not a number", where=where, found=repr(value))
+        raise ScoreFileError("not a number", where=where, found="null" if value is None else repr(value))
     try:
         number = float(value)
     except OverflowError:

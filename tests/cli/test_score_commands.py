@@ -364,6 +364,9 @@ def test_a_route_names_the_variant_and_its_cost(scored: Path, capsys: Capture) -
     assert "break-even rate      60.0%" in out
     assert typed(capsys, *order, "--budget", "64")[1]["variant"] is None
     assert typed(capsys, *order, "--budget", "66")[1]["variant"] == good
+    for wrong in ("nan", "0", "-1"):
+        code, refused = typed(capsys, *order, "--budget", wrong)
+        assert (code, refused["error"]["code"]) == (2, "usage")
 
 
 def test_a_route_falls_back_to_the_base(scored: Path, capsys: Capture) -> None:

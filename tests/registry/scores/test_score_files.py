@@ -64,6 +64,15 @@ def test_imaging_quality_is_brought_to_one_scale(tmp_path: Path) -> None:
     assert (values(unit), unit.scale) == ([0.68, 0.72], "0-1, as in the file")
 
 
+@pytest.mark.parametrize("aggregate", [0.65, 65.0])
+def test_videos_of_imaging_quality_on_two_scales_are_refused(tmp_path: Path, aggregate: float) -> None:
+    mixed = {"imaging_quality": [aggregate, [entry("a b-0", 66.0), entry("a c-0", 0.64)]]}
+    with pytest.raises(ScoreFileError, match=r"videos on two scales; .* 66 for a b-0 and 0\.64 for a c-0"):
+        read(tmp_path, mixed)
+    bad = {"imaging_quality": [0.3332, [entry("a b-0", 66.0), entry("a c-0", 0.64)]]}  # a clip of noise
+    assert values(read(tmp_path, bad)["imaging_quality"]) == pytest.approx([0.66, 0.0064])
+
+
 def test_an_aggregate_over_frames_is_kept_beside_the_mean_over_videos(tmp_path: Path) -> None:
     # Clips of 3 and 9 frames compare 2 and 8: (2 * 0.5 + 8 * 0.9) / 10.
     scores = read(tmp_path, {"subject_consistency": [0.82, [entry("a-0", 0.5), entry("b-0", 0.9)]]})
@@ -278,6 +287,12 @@ def test_three_judge_runs_become_one_metric(tmp_path: Path) -> None:
 def test_what_no_suite_writes_is_refused(tmp_path: Path, document: Any, error: type[HfqError]) -> None:
     with pytest.raises(error):
         read(tmp_path, document)
+
+
+@pytest.mark.parametrize("videos", [[], [entry("a b-0", 0.5)]])
+def test_a_null_aggregate_names_its_dimension(tmp_path: Path, videos: Any) -> None:
+    with pytest.raises(ScoreFileError, match=r"color: not a number; found null"):
+        read(tmp_path, {"color": [None, videos]})
 
 
 def test_a_null_is_a_video_without_a_value(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_one_name_for_two_scenes_is_no_comparison(what: dict[str, Any]) -> None:
         ("prompt 3-0", "prompt 3"), ("video-000", None), ("video_000", None), ("video.000", None), ("clip 12-3", None),
         ("My Video 3-1", None), ("a cat runs", None), ("a cat runs-000", None), ("a_cat_runs-0", None), ("cat-0", None),
         ("2026-11-30", None), ("take 2026-11-3", None), ("seed42-1", None), ("12 34-5", None), ("", None), ("-1", None),
+        ("scene 1-3", None), ("result 7-0", None), ("Wan2.2 1-4", None), ("my demo no. 4-2", None),
         ("0b5e8f7e-3f1c-4c1e-9a55-000000000001", None),
     ],
 )  # fmt: skip

@@ -165,7 +165,7 @@ def test_folders_without_pairs(tmp_path: Path) -> None:
     with pytest.raises(ClipMismatchError, match=r"a\.mkv"):
         measure.measure_folders(tmp_path / "a", tmp_path / "b")
     (tmp_path / "a" / "a.mp4").write_bytes(b"")
-    with pytest.raises(MalformedFileError, match="two clips of one name"):
+    with pytest.raises(MalformedFileError, match=r"two clips of one name; found a\.mkv and a\.mp4; .* suffixes"):
         list_clips(tmp_path / "a")
     with pytest.raises(MissingPathError):
         list_clips(tmp_path / "none")

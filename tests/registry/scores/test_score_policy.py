@@ -244,7 +244,7 @@ def test_the_schema_asks_for_prompts_where_a_bound_is_asked_for() -> None:
             errors = list(jsonschema.Draft202012Validator(schema_of("policy")).iter_errors(kept))
             assert bool(errors) is (refused and "confidence" in kept)
     text = {name: value for name, value in document(decide_by="bound").items() if name != "confidence"}
-    with pytest.raises(SchemaViolationError, match="decide_by"):
+    with pytest.raises(SchemaViolationError, match="workload/0/decide_by: a bound without a confidence; give"):
         parse_policy(json.dumps(text).encode(), "p", is_json=True)
 
 
@@ -293,6 +293,8 @@ def test_a_bound_that_so_few_prompts_cannot_reach_says_how_many_can() -> None:
     assert evaluate(policy(), "drafts", Evidence([share(1, 119)])).passed
     (hopeless,) = evaluate(policy(), "drafts", Evidence([share(0.9)])).reasons
     assert hopeless.endswith("0.95 needed (ours)")
+    (never,) = evaluate(policy(gate={"min_retained": 1.0}), "drafts", Evidence([share(1, 119)])).reasons
+    assert never.endswith("; a bound lies below the share itself: no number of prompts that keep 1.0000 can show it")
 
 
 def test_limits_of_the_policy_narrow_the_bound_and_fail_what_is_outside() -> None:
