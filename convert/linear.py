@@ -95,9 +95,8 @@ def _refuse_copies_that_lose(name: str, values: Sequence[Any]) -> None:
         what = "fusing the weights of quantized linears would lose the quantization of their inputs"
     elif name == "linear" and isinstance(values[1], ReadOnlyWeight):
         what = "a product with the effective weight would lose the quantization of its input"
-    elif name in _COPYING and not isinstance(next(_flat(values[:1]), None), ReadOnlyWeight):
-        if any(isinstance(value, ReadOnlyWeight) for value in _flat(values[1:])):
-            what = "a copy of the effective weight in another module would lose the quantization of its input"
+    elif name in _COPYING and not _holds_one(values[:1]) and _holds_one(values[1:]):
+        what = "a copy of the effective weight in another module would lose the quantization of its input"
     if what is not None:
         raise UsageError(what, found=name, todo=_CLONE)
 
@@ -111,6 +110,10 @@ def _writes(name: str) -> bool:
         return False
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in ("__setitem__", "__set__", "__delitem__") or name.startswith("__i")
+
+
+def _holds_one(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, ReadOnlyWeight) for value in _flat(values))
 
 
 def _flat(values: Sequence[Any]) -> Iterator[Any]:
