@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_apply import ROLE, build, original_names, same, snapshot
 from torch import nn
+from torch.nn.utils import prune
 
 import hfq
 from hfq.schema.errors import UsageError
@@ -63,7 +64,7 @@ def fused(model: nn.Module) -> nn.Module:
 
 
 def pruned(model: nn.Module) -> nn.Module:
-    nn.utils.prune.l1_unstructured(model.blocks[0].attn1.to_q, "weight", 0.5)
+    prune.l1_unstructured(model.blocks[0].attn1.to_q, "weight", 0.5)
     return model
 
 
