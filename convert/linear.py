@@ -50,12 +50,20 @@ class ReadOnlyWeight(Tensor):
             raise UsageError("the weight of a quantized linear is read-only", found=name or "a write", todo=_ADVICE)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **keywords)
-            if not isinstance(result, Tensor) or any(result is value for value in args):
-                return result
-            # A view (`.data`, `.detach()`, a slice) is still this weight; a result of arithmetic is an ordinary tensor.
             own = [value for value in _flat(args) if isinstance(value, cls)]
-            shared = any(_same_storage(result, value) for value in own)
-            return result.as_subclass(cls if shared else Tensor)
+
+            def shown(value: Any) -> Any:
+                # A view (`.data`, `.detach()`, a slice) is still this weight; a result of arithmetic is an ordinary
+                # tensor.
+                if not isinstance(value, Tensor) or any(value is argument for argument in args):
+                    return value
+                shared = any(_same_storage(value, weight) for weight in own)
+                return value.as_subclass(cls if shared else Tensor)
+
+            if name == "__iter__":
+                return map(shown, result)
+            # Of `chunk`, `split`, `unbind`; the named tuples of torch are results of arithmetic.
+            return type(result)(map(shown, result)) if type(result) in (tuple, list) else shown(result)
 
     def set_(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse; torch does not ask `__torch_function__` about this one."""
@@ -72,21 +80,22 @@ class ReadOnlyWeight(Tensor):
 
 
 _FUSING: Final = frozenset({"cat", "concat", "concatenate", "hstack", "vstack", "row_stack", "column_stack"})
+_COPYING: Final = frozenset({"copy_", "_foreach_copy_", "__setitem__"})
 
 
 def _refuse_copies_that_lose(name: str, values: Sequence[Any]) -> None:
     """Refuse to make a plain linear of effective weights: it would multiply inputs that are not quantized.
 
     Raises:
-        UsageError: weights joined into one (fused projections), a product with one as the weight, or one copied into
-            the parameter of another module.
+        UsageError: weights joined into one (fused projections), a product with one as the weight, or one written
+            into a tensor that exists: whether it is, or is part of, another module's weight cannot be told.
     """
     what = None
     if name in _FUSING and sum(isinstance(value, ReadOnlyWeight) for value in _flat(values)) > 1:
         what = "fusing the weights of quantized linears would lose the quantization of their inputs"
     elif name == "linear" and isinstance(values[1], ReadOnlyWeight):
         what = "a product with the effective weight would lose the quantization of its input"
-    elif name == "copy_" and isinstance(values[0], nn.Parameter) and isinstance(values[1], ReadOnlyWeight):
+    elif name in _COPYING and not _holds_one(values[:1]) and _holds_one(values[1:]):
         what = "a copy of the effective weight in another module would lose the quantization of its input"
     if what is not None:
         raise UsageError(what, found=name, todo=_CLONE)
@@ -101,6 +110,10 @@ def _writes(name: str) -> bool:
         return False
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in ("__setitem__", "__set__", "__delitem__") or name.startswith("__i")
+
+
+def _holds_one(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, ReadOnlyWeight) for value in _flat(values))
 
 
 def _flat(values: Sequence[Any]) -> Iterator[Any]:

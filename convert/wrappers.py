@@ -17,6 +17,7 @@ class _Wrapper(NamedTuple):
     todo: str
 
 
+_UNFUSE: Final = "load the model again without fuse_qkv_projections()"
 _FIRST: Final = "apply the delta to the bare transformer first, then"
 
 # By the name of a class: none of their packages is imported, and some of them need not be there.
@@ -51,6 +52,15 @@ _HOOKS: Final = {
         "layerwise casting is on, the weights are rounded", "load the model again and apply the delta without it"
     ),
 }
+# By the name of what they put into a module.
+_MEMBERS: Final = {
+    "to_qkv": _Wrapper("projections are fused", f"{_UNFUSE}, apply the delta, and leave them apart"),
+    "to_kv": _Wrapper("projections are fused", f"{_UNFUSE}, apply the delta, and leave them apart"),
+    "weight_orig": _Wrapper(
+        "a pruned or spectrally normalized weight", "remove that (torch.nn.utils.prune.remove, remove_spectral_norm)"
+    ),
+    "weight_g": _Wrapper("a weight under weight norm", "remove it: torch.nn.utils.remove_weight_norm"),
+}
 _COMFY: Final = _Wrapper(
     "a model of ComfyUI, whose patcher would skip every LoRA on a quantized linear",
     "apply the delta in diffusers; in ComfyUI load a checkpoint that needs no patch of quantized linears",
@@ -79,6 +89,8 @@ def refuse_wrapped(module: nn.Module, role: str, wanted: Collection[str]) -> Non
         if hasattr(child, "parametrizations"):
             what, todo = "a parametrized weight", "remove it: torch.nn.utils.parametrize.remove_parametrizations"
             raise UsageError(what, where=where, found=type(child).__name__, todo=todo)
+        for member in (*child._parameters, *child._modules):
+            _refuse(_MEMBERS.get(member), where, child)
         if hasattr(child, "comfy_cast_weights"):
             _refuse(_COMFY, where, child)
     _refuse_nested(module, role, wanted)

@@ -14,12 +14,16 @@ import sqlalchemy.exc
 
 from hfq.schema.errors import UsageError
 
+from .home import expanded
+
 __all__ = ["ENVIRONMENT_VARIABLE", "Address", "find_address"]
 
 ENVIRONMENT_VARIABLE: Final = "HFQ_REGISTRY"
 
-_SCHEME: Final = re.compile(r"(sqlite|postgres(ql)?|mysql|mariadb)(\+\w+)?:")
+_SCHEME: Final = re.compile(r"(sqlite|postgres(ql)?|mysql|mariadb)(\+\w+)?:", re.IGNORECASE)
 """Without its slashes a URL would be taken for a file of that name."""
+
+_MEMORY: Final = ":memory:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,21 @@ def find_address(url: str | os.PathLike[str] | None = None) -> Address:
     """The registry that `url` (a path or an SQLAlchemy URL), the environment or the platform names.
 
     Raises:
-        UsageError: a URL that cannot be read, or one of another database than SQLite.
+        UsageError: a URL that cannot be read, one of another database than SQLite, or what SQLite would not take for a
+            plain path (`:memory:`, `file:...`).
     """
     given = os.fspath(url) if url is not None else os.environ.get(ENVIRONMENT_VARIABLE, "")
     if not given:
         return Address(Path(platformdirs.user_data_dir("hfq", appauthor=False)) / "registry.sqlite", is_default=True)
+    if given == _MEMORY or given.startswith("file:"):
+        raise UsageError(
+            "a registry is one file, and this is SQLite's name of something else",
+            expected="a path or sqlite:////folder/registry.sqlite",
+            found=given,
+            todo=f"write ./{given} if the file is called that",
+        )
     path = _path_of_url(given) if "://" in given or _SCHEME.match(given) else given
-    return Address(Path(path).expanduser().absolute(), is_default=False)
+    return Address(expanded(path, ENVIRONMENT_VARIABLE if url is None else None).absolute(), is_default=False)
 
 
 def _path_of_url(text: str) -> str:
@@ -53,7 +65,7 @@ def _path_of_url(text: str) -> str:
             "this release keeps registries in SQLite", expected="a path or sqlite:///...", found=url.drivername
         )
     # What SQLAlchemy would drop without a word: a host, a user, and whatever stands behind a question mark.
-    if not url.database or url.database == ":memory:" or text != f"{url.drivername}:///{url.database}":
+    if not url.database or url.database == _MEMORY or text != f"{url.drivername}:///{url.database}":
         raise UsageError(
             "a registry is one file, and this address says more or less than its path",
             expected="sqlite:////folder/registry.sqlite", found=text,

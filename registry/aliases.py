@@ -34,7 +34,7 @@ class AliasChange:
 
 
 def check_alias(name: str) -> str:
-    """The name itself, if it may be an alias: it must not read like an id or a path.
+    """The name itself, if it may be an alias: it must not read like an id, a path or `NO_ALIAS`.
 
     Raises:
         UsageError
@@ -42,6 +42,8 @@ def check_alias(name: str) -> str:
     if _NAME.fullmatch(name) is None:
         expected = "letters, digits and . _ @ + -, at most 100"
         raise UsageError("not a name for an alias", expected=expected, found=repr(name))
+    if name.lower() == NO_ALIAS:
+        raise UsageError("an alias of this name would read like no alias at all", found=name, todo="take another name")
     if _HEX.fullmatch(name):
         raise UsageError(
             "an alias of hex digits alone would read like an id", found=name, todo=f"take a name like {name}@prod"

@@ -9,6 +9,7 @@ from hfq.schema.documents import read_document
 from hfq.schema.errors import MissingPathError, UsageError
 
 from .folder import DOCUMENT
+from .home import expanded
 
 __all__ = ["existing_folder", "given", "id_in_folder"]
 
@@ -33,7 +34,7 @@ def existing_folder(argument: str | os.PathLike[str]) -> Path | None:
         MissingPathError: it is written like a path and there is nothing.
     """
     text = given(argument)
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.is_dir():
         return path
     if path.exists() or os.sep in text or text.startswith((".", "~")):
@@ -49,5 +50,5 @@ def id_in_folder(argument: str | os.PathLike[str]) -> str:
         and what `hfq.schema.documents.read_document` raises for a folder.
     """
     text = given(argument)
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     return str(read_document(path / DOCUMENT, "ptq-state")["id"]) if path.is_dir() else text

@@ -198,7 +198,7 @@ class Registry(ClipRegistry):
                 are one transaction: of two people who both saw the old meaning, one moves it.
 
         Raises:
-            UsageError: a name that reads like an id or a path.
+            UsageError: a name that reads like an id, a path or `NO_ALIAS`.
             AliasMovedError: it means something else than `expect`.
             UnknownIdError, AmbiguousIdError
         """

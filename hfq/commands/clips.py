@@ -60,13 +60,15 @@ def parse_settings(given: tuple[str, ...]) -> dict[str, str | int | float]:
     """`--setting NAME=VALUE`, a number where the value reads as one.
 
     Raises:
-        UsageError: no name or no `=`.
+        UsageError: no name, no `=`, or a name that was there.
     """
     found: dict[str, str | int | float] = {}
     for entry in given:
         name, separator, text = entry.partition("=")
         if not separator or not name:
             raise UsageError("not a setting", expected=_SETTING, found=entry)
+        if name in found:
+            raise UsageError("a setting is given twice", expected=f"{name} once", found=entry)
         found[name] = _number(text)
     return found
 

@@ -29,8 +29,9 @@ class Accepted:
     codecs: frozenset[str]
 
     def __str__(self) -> str:
-        *first, last = [name for container, name in _NAMES.items() if container in self.containers]
-        return f"{', '.join(first)} or {last}".replace("Matroska or WebM or", "Matroska, WebM or")
+        names = [name for container, name in _NAMES.items() if container in self.containers]
+        *first, last = ", ".join(names).replace(" or ", ", ").split(", ")
+        return f"{', '.join(first)} or {last}"
 
 
 EVIDENCE: Final = Accepted(frozenset({"mp4", "mov", "matroska"}), CODECS)

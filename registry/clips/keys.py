@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import platformdirs
 
+from hfq.registry.home import expanded
 from hfq.schema.documents import read_bytes
 from hfq.schema.errors import (
     KeyFileError,
@@ -91,9 +92,13 @@ class SigningKey:
 
 
 def config_folder() -> Path:
-    """HFQ_CONFIG (a leading `~` is the user's home), else `hfq` in the platform's folder; it need not exist."""
+    """HFQ_CONFIG (a leading `~` is the user's home), else `hfq` in the platform's folder; it need not exist.
+
+    Raises:
+        UsageError: HFQ_CONFIG begins in a home that is not known.
+    """
     chosen = os.environ.get("HFQ_CONFIG")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_config_dir("hfq", appauthor=False))
+    return expanded(chosen, "HFQ_CONFIG") if chosen else Path(platformdirs.user_config_dir("hfq", appauthor=False))
 
 
 def init_keys(folder: Path | None = None, *, organization: str = "hfq") -> tuple[Certificate, Certificate]:

@@ -124,6 +124,7 @@ def test_another_name_for_registered_frames_is_refused(
         (["audit", "."], 1),
         (["stamp", "clip.mp4", "--variant", "nobody@here", "-o", "a.mp4"], 5),
         (["stamp", "clip.mp4", "--variant", "small@test", "--setting", "steps", "-o", "a.mp4"], 2),
+        (["stamp", "clip.mp4", "--variant", "small@test", "--setting", "n=4", "--setting", "n=8", "-o", "a.mp4"], 2),
         (["stamp", "clip.mp4", "--variant", "small@test", "--store-prompt", "-o", "a.mp4"], 2),
         (["stamp", "clip.mp4", "--variant", "small@test", "--sign", "-o", "a.mp4"], 2),
         (["stamp", "clip.mp4", "--variant", "small@test", "--key", "k.pem", "-o", "a.mp4"], 2),

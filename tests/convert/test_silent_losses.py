@@ -61,6 +61,38 @@ def copied(linear: QuantizedLinear) -> object:
     return dense.weight.copy_(linear.weight.data)
 
 
+def copied_into_data(linear: QuantizedLinear) -> object:
+    return nn.Linear(K, N, dtype=torch.bfloat16).weight.data.copy_(linear.weight)
+
+
+def copied_by_foreach(linear: QuantizedLinear) -> object:
+    dense = nn.Linear(K, N, dtype=torch.bfloat16)
+    return torch._foreach_copy_([dense.weight.data], [linear.weight])
+
+
+def fused_in_place(linear: QuantizedLinear) -> object:
+    """Into the rows of a joined weight, one linear after the other."""
+    fused = nn.Linear(K, 2 * N, dtype=torch.bfloat16)
+    return fused.weight[:N].copy_(linear.weight)
+
+
+def fused_by_assignment(linear: QuantizedLinear) -> object:
+    fused = nn.Linear(K, 2 * N, dtype=torch.bfloat16)
+    fused.weight.data[N:] = linear.weight
+    return fused
+
+
+def written_by_row(linear: QuantizedLinear) -> object:
+    for row in linear.weight:
+        row.zero_()
+    return linear
+
+
+def merged_by_part(linear: QuantizedLinear) -> object:
+    """As a LoRA of joined projections is merged."""
+    return linear.weight.chunk(2)[1].add_(1.0)
+
+
 def used_as_a_parameter(linear: QuantizedLinear) -> object:
     dense = nn.Linear(K, N, dtype=torch.bfloat16)
     dense.weight = nn.Parameter(linear.weight, requires_grad=False)
@@ -109,6 +141,14 @@ LOSSES: dict[str, Callable[[QuantizedLinear], object]] = {
     "fused by hand": fused_by_hand,
     "fused by column": fused_by_column,
     "copied": copied,
+    "copied into data": copied_into_data,
+    "copied by foreach": copied_by_foreach,
+    "fused in place": fused_in_place,
+    "fused by assignment": fused_by_assignment,
+    "written by row": written_by_row,
+    "merged by part": merged_by_part,
+    "split": lambda linear: linear.weight.data.split(8, dim=1)[0].mul_(2),
+    "unbound": lambda linear: torch.unbind(linear.weight)[0].copy_(torch.zeros(K)),
     "used as a parameter": used_as_a_parameter,
     "multiplied": multiplied,
     "called as its parent": called_as_its_parent,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_apply import ROLE, build, original_names, same, snapshot
 from torch import nn
+from torch.nn.utils import prune
 
 import hfq
 from hfq.schema.errors import UsageError
@@ -57,6 +58,21 @@ def parametrized(model: nn.Module) -> nn.Module:
     return model
 
 
+def fused(model: nn.Module) -> nn.Module:
+    model.fuse_qkv_projections()
+    return model
+
+
+def pruned(model: nn.Module) -> nn.Module:
+    prune.l1_unstructured(model.blocks[0].attn1.to_q, "weight", 0.5)
+    return model
+
+
+def with_weight_norm(model: nn.Module) -> nn.Module:
+    nn.utils.weight_norm(model.blocks[0].attn1.to_q)
+    return model
+
+
 def with_comfy_linears(model: nn.Module) -> nn.Module:
     model.blocks[0].attn1.to_q.comfy_cast_weights = False
     return model
@@ -79,6 +95,9 @@ CASES: dict[str, tuple[Callable[[nn.Module], nn.Module], str, str]] = {
     "group offloading": (group_offloaded, "group offloading", "enable offloading"),
     "layerwise casting": (cast_by_layer, "layerwise casting", "load the model again"),
     "parametrizations": (parametrized, "parametrized", "remove_parametrizations"),
+    "fused projections": (fused, "projections are fused", "fuse_qkv_projections"),
+    "pruning": (pruned, "a pruned or spectrally", "prune.remove"),
+    "weight norm": (with_weight_norm, "under weight norm", "remove_weight_norm"),
     "ComfyUI": (with_comfy_linears, "ComfyUI", "diffusers"),
     "any other": (Around, "inside another module.*Around.*WanTransformer3DModel at module", "model.module"),
     "two of them": (lambda m: Around(Around(m)), "inside another module", "model.module.module"),

@@ -77,7 +77,22 @@ def test_an_alias_moves_only_from_what_is_expected(registry: Registry, two: tupl
     assert registry.aliases() == {}
 
 
-NO_NAMES = ["", "abcd", "1234567890ab", "delta:abcd", "a/b", "..", "-x", "a b", "a\x1b[31mb", "a\n", "x" * 101, "é@x"]
+NO_NAMES = [
+    "",
+    "abcd",
+    "1234567890ab",
+    "delta:abcd",
+    "a/b",
+    "..",
+    "-x",
+    "a b",
+    "a\x1b[31mb",
+    "a\n",
+    "x" * 101,
+    "é@x",
+    "none",
+    "None",
+]
 
 
 @pytest.mark.parametrize("name", NO_NAMES)

@@ -22,7 +22,14 @@ from hfq.registry.clips.keys import (
     load_signing_key,
     trust_certificate,
 )
-from hfq.schema.errors import KeyFileError, MissingKeyError, MissingPathError, OutputExistsError, UnreadableFileError
+from hfq.schema.errors import (
+    KeyFileError,
+    MissingKeyError,
+    MissingPathError,
+    OutputExistsError,
+    UnreadableFileError,
+    UsageError,
+)
 
 
 @pytest.fixture
@@ -100,6 +107,9 @@ def test_a_home_in_the_config_variable(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HFQ_CONFIG", "~/video/hfq")
     assert config_folder() == tmp_path / "video" / "hfq"
+    monkeypatch.setenv("HFQ_CONFIG", "~nobody-of-this-name/hfq")
+    with pytest.raises(UsageError, match=r"HFQ_CONFIG: .* found ~nobody-of-this-name/hfq"):
+        config_folder()
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o604, 0o601])
