@@ -7,7 +7,6 @@ process waits for it.
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Final
 
 from hfq.formats._compiled import kernels
@@ -27,4 +26,4 @@ def compile_kernels() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(compile_kernels())
+    compile_kernels()
