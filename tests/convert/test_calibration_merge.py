@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tiny_pipelines import TINY_PROMPTS
 import hfq
 from hfq.cli import run
 from hfq.convert.calibration import load_calibration
-from hfq.convert.calibration_merge import merge_calibrations
+from hfq.convert.calibration_merge import HEADER, check_mergeable, merge_calibrations
 from hfq.convert.prompts import Prompt
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.errors import CalibrationMergeError, DigestMismatchError, OutputExistsError, UsageError
@@ -193,3 +194,16 @@ def test_a_merge_leaves_unfinished_work_alone(parts: list[Path], tmp_path: Path)
     with pytest.raises(OutputExistsError, match="not an unfinished merge"):
         merge_calibrations(parts, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out.partial").iterdir()) == ["parts", "started.json"]
+
+
+def test_prompts_with_other_last_frames_are_others() -> None:
+    """First-last-frame models: one text and first frame with two last frames are two prompts, once each."""
+
+    def part(last: str) -> Any:
+        prompt = {"sha256": "1" * 64, "image": "2" * 64, "last_image": last}
+        document = {**{member: {} for member in HEADER}, "parts": [{"prompts": [prompt]}]}
+        return SimpleNamespace(document=document, spread=None, roles=["single"], groups=lambda _: {}, path=Path(last))
+
+    check_mergeable([part("3" * 64), part("4" * 64)])
+    with pytest.raises(CalibrationMergeError, match="twice"):
+        check_mergeable([part("3" * 64), part("3" * 64)])
