@@ -37,6 +37,9 @@ _ADAPTERS: Final = tuple(
     )
 )
 
+# A weight that every model has and no adapter: where it is, the adapter's tensors lie beside a whole model.
+_WHOLE: Final = re.compile(r"(^|\.)blocks\.0\.ffn\.(0|net\.0\.proj)\.weight$")
+
 _QUANTIZED: Final = (
     "scaled_fp8", ".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", ".qweight",
     ".qzeros", ".absmax", ".quant_map", ".quant_state", ".weight_packed", ".wscales",
@@ -62,8 +65,17 @@ def refuse_unsupported(dtypes: Mapping[str, str], where: str) -> None:
     for pattern, kind in _ADAPTERS:
         found = next((name for name in dtypes if pattern.search(name)), None)
         if found is not None:
+            adapter = f"a LoRA{f' ({kind})' if kind else ''}"
+            if any(_WHOLE.search(name) for name in dtypes):
+                raise UnsupportedModelError(
+                    f"{adapter} beside the weights of a whole model",
+                    where=where,
+                    expected=_SUPPORTED,
+                    found=f"tensor {found}",
+                    todo="merge it into the weights, or leave its tensors out, and save the checkpoint again",
+                )
             raise UnsupportedModelError(
-                f"a LoRA{f' ({kind})' if kind else ''} and not a checkpoint",
+                f"{adapter} and not a checkpoint",
                 where=where,
                 expected=_SUPPORTED,
                 found=f"tensor {found}",

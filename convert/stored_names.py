@@ -142,6 +142,6 @@ def _refuse_wrapped(names: Iterable[str], wrappers: Collection[str], where: str)
         f"`{wrapped[name]}` inside the tensor names: the model was saved inside {what}",
         where=f"{where}: {name}",
         expected="the names of the bare model, all with one prefix or none",
-        found=f"{len(wrapped)} such names",
+        found=f"{len(wrapped)} such name{'' if len(wrapped) == 1 else 's'}",
         todo=todo,
     )

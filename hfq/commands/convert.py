@@ -83,11 +83,12 @@ def convert_command(
     from hfq.convert.convert import quantize
     from hfq.convert.delta_inspect import describe_delta
     from hfq.convert.dry_run import dry_run
+    from hfq.convert.journal import CONVERSION
     from hfq.convert.prompts import read_prompts
-    from hfq.schema.atomic import refuse_existing
+    from hfq.convert.work_folder import check_output
 
     if out is not None:
-        refuse_existing(Path(out), resume=resume)
+        check_output(Path(out), CONVERSION, resume=resume)
     prompts = None if evaluation_prompts is None else read_prompts(evaluation_prompts)
     with open_checkpoint(model, role=role, allow_non_finite=allow_non_finite) as checkpoint:
         if only_plan:

@@ -237,6 +237,23 @@ def test_resuming_what_is_complete_returns_it_if_it_is_what_would_be_made(
     assert bytes_of(out) == bytes_of(small_delta)
 
 
+def test_the_command_takes_a_complete_output_as_well(
+    small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a kill between the last rename and the end: the same command with --resume ends with exit 0."""
+    out = tmp_path / "delta"
+    arguments = ["convert", str(small_base), "-o", str(out), "--recipe"]
+    assert run([*arguments, "rtn-hif4"]) == 0
+    before = bytes_of(out)
+    assert run([*arguments, "rtn-hif4"]) == 2
+    capsys.readouterr()
+    assert run([*arguments, "rtn-hif4", "--resume"]) == 0
+    assert "was complete; nothing was left to do" in capsys.readouterr().err
+    assert run([*arguments, "rtn-hif8", "--resume"]) == 2
+    assert "is not what would be made" in capsys.readouterr().err
+    assert bytes_of(out) == before
+
+
 def test_a_partial_folder_is_no_delta_yet(unfinished: Path) -> None:
     with pytest.raises(MissingPathError, match=r"not finished.*--resume"):
         hfq.load_delta(unfinished.with_name("delta.partial"))
@@ -271,7 +288,9 @@ def test_another_base_of_the_same_shape_is_refused_by_its_first_site(tmp_path: P
         hfq.quantize(checkpoint, "rtn-hif4", out=tmp_path / "delta", resume=True).close()
 
 
-def test_two_runs_in_one_folder_are_refused(unfinished: Path, small_base: Path, small_calibration: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(
+    unfinished: Path, small_base: Path, small_calibration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     partial = unfinished.with_name("delta.partial")
     holder = subprocess.Popen(
         [sys.executable, "-c", "import fcntl, sys\nf = open(sys.argv[1], 'ab')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
@@ -283,17 +302,29 @@ def test_two_runs_in_one_folder_are_refused(unfinished: Path, small_base: Path, 
         holder.stdout.readline()
         with pytest.raises(OutputExistsError, match="at work"):
             run_resumed(small_base, small_calibration, unfinished)
+        for more in ([], ["--resume"], ["--dry-run"]):
+            # Nobody is told to remove what another process writes.
+            assert run(["convert", str(small_base), "--recipe", "rtn-hif4", "-o", str(unfinished), *more]) == 2
+            said = capsys.readouterr().err
+            assert "another conversion is at work in this folder" in said
+            assert "remove" not in said
     finally:
         holder.kill()
         holder.wait()
     run_resumed(small_base, small_calibration, unfinished)
 
 
-def test_a_folder_of_somebody_else_is_not_resumed_into(small_base: Path, tmp_path: Path) -> None:
+def test_a_folder_of_somebody_else_is_not_resumed_into(
+    small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "delta.partial").mkdir()
     (tmp_path / "delta.partial" / "thesis.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="thesis"), hfq.open_checkpoint(small_base) as checkpoint:
         hfq.quantize(checkpoint, "rtn-hif4", out=tmp_path / "delta", resume=True)
+    for more in ([], ["--resume"]):
+        arguments = ["convert", str(small_base), "--recipe", "rtn-hif4", "-o", str(tmp_path / "delta"), *more]
+        assert run(arguments) == 2
+        assert "not an unfinished conversion" in capsys.readouterr().err
     assert (tmp_path / "delta.partial" / "thesis.txt").read_text() == "mine"
 
 

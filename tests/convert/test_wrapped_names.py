@@ -177,6 +177,30 @@ def test_an_adapter_is_called_a_lora_with_what_to_do(kind: str, tmp_path: Path) 
     assert "is not supported" not in message
 
 
+@pytest.mark.parametrize("naming", ["original", "diffusers"])
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        ("blocks.0.self_attn.q.lora_A.weight", "a LoRA"),
+        ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "a LoRA"),
+        ("blocks.0.self_attn.q.diff", "a LoRA (whole differences)"),
+        ("lycoris_blocks_0_self_attn_q.lokr_w1", "a LoRA (LoKr)"),
+    ],
+)
+def test_a_checkpoint_with_an_adapter_beside_its_weights_is_not_called_a_lora(
+    tensor: str, kind: str, naming: str, tmp_path: Path
+) -> None:
+    plan = [(to_diffusers(name) if naming == "diffusers" else name, "BF16", shape) for name, shape in SHAPES.items()]
+    write_file(tmp_path / "low_noise.safetensors", [*plan, (tensor, "BF16", (4, 64))], None)
+    with pytest.raises(UnsupportedModelError) as caught:
+        open_checkpoint(tmp_path / "low_noise.safetensors")
+    message = str(caught.value)
+    assert f"{kind} beside the weights of a whole model;" in message
+    assert tensor in message
+    assert "not a checkpoint" not in message
+    assert "merge it into the weights" in message
+
+
 def test_no_tensor_of_a_model_is_taken_for_an_adapters(tmp_path: Path) -> None:
     for kind in ("t2v", "i2v-image", "flf2v", "vace"):
         for naming in ("original", "diffusers"):
