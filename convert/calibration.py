@@ -169,8 +169,17 @@ class Calibration:
         """Cheap check, from names and shapes alone, that a site can use this calibration.
 
         Raises:
-            CalibrationBaseError: another model: the input is missing or of another width.
+            CalibrationBaseError: the expert is missing; or another model: the input is missing or of another width.
         """
+        if role not in self.roles:
+            raise CalibrationBaseError(
+                f"the calibration does not have the expert {role}",
+                where=self.path,
+                expected=role,
+                found=", ".join(self.roles),
+                todo=f"calibrate it: hfq calibrate MODEL --role {role} --prompts FILE -o CAL; or convert with "
+                f"--role {self.roles[0]} alone",
+            )
         plan = self._plans.get(role, {}).get(group)
         if plan is None or plan.channels != channels:
             raise CalibrationBaseError(

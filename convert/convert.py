@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hfq.schema.atomic import write_file
 from hfq.schema.canonical import canonical_json, content_id
-from hfq.schema.documents import validate
+from hfq.schema.documents import read_document, validate
 from hfq.schema.errors import HfqError, OutputExistsError, ResumeMismatchError, UnreadableFileError
 
 from .analyze import Analysis
@@ -125,9 +125,12 @@ def _finished(destination: Path, checkpoint: Checkpoint, inputs: Mapping[str, An
 
     Raises:
         OutputExistsError: it is not.
+        NonFiniteWeightError, BlobDigestError: the base is not sound, as for a delta that is made.
     """
     there, todo = "the output is already there, and is not what would be made", "choose another name, or remove it"
     try:
+        for name, kind in ((REPORT, "report"), (PROVENANCE, "provenance")):
+            read_document(destination / name, kind)
         delta = load_delta(destination)
     except HfqError as error:
         raise OutputExistsError(there, where=destination, found=str(error), todo=todo) from None
@@ -135,7 +138,8 @@ def _finished(destination: Path, checkpoint: Checkpoint, inputs: Mapping[str, An
         made = inputs_of_delta(delta.document)
         found = first_difference(made, {name: inputs[name] for name in made})
         if found is None:
-            roots = {role: expert.identity(progress).bf16_root for role, expert in checkpoint.experts.items()}
+            scans = {role: expert.scan(progress, hash_files=False) for role, expert in checkpoint.experts.items()}
+            roots = {role: scan.run().bf16_root for role, scan in scans.items()}
             found = first_difference({role: delta.root(role) for role in roots}, roots)
         if found is not None:
             raise OutputExistsError(

@@ -166,6 +166,20 @@ def test_the_dry_run_refuses_what_a_conversion_refuses(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_calibration_of_one_expert_is_called_that(
+    small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hfq.open_checkpoint(small_base) as checkpoint:
+        calibration = write_calibration(tmp_path / "cal", checkpoint, ("low_noise",))
+    arguments = ["convert", str(small_base), "--recipe", "tail-aware-hif4", "--calibration", str(calibration)]
+    for more in (["--dry-run"], ["-o", str(tmp_path / "delta")]):
+        assert run([*arguments, *more]) == 3
+        said = capsys.readouterr().err
+        assert "the calibration does not have the expert high_noise; expected high_noise, found low_noise" in said
+        assert "another model" not in said
+    assert run([*arguments, "--role", "low_noise", "-o", str(tmp_path / "delta")]) == 0
+
+
 def test_the_dry_run_refuses_an_output_that_is_in_the_way(
     small_base: Path, small_delta: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

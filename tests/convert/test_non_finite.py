@@ -233,6 +233,16 @@ def test_a_trusted_witness_does_not_hide_them(tmp_path: Path, capsys: pytest.Cap
     assert expert["non_finite"] == {"blocks.1.norm3.weight": {"position": [5], "value": "nan", "count": 1}}
 
 
+def test_a_complete_delta_does_not_make_its_base_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, out = broken(tmp_path), tmp_path / "delta"
+    arguments = ("convert", base, "--recipe", "rtn-hif4", "-o", out)
+    assert run([*(str(argument) for argument in arguments), "--allow-non-finite"]) == 0
+    code, error = failure(capsys, *arguments, "--resume")
+    assert (code, error["code"]) == (1, "non-finite")
+    assert "blocks.1.norm3.weight" in error["message"]
+    assert run([*(str(argument) for argument in arguments), "--resume", "--allow-non-finite"]) == 0
+
+
 def test_a_pipeline_in_memory_is_refused_before_it_is_calibrated(tmp_path: Path) -> None:
     from hfq.convert.tiny.pipeline import load_tiny_pipeline
 

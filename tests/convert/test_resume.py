@@ -252,6 +252,16 @@ def test_the_command_takes_a_complete_output_as_well(
     assert run([*arguments, "rtn-hif8", "--resume"]) == 2
     assert "is not what would be made" in capsys.readouterr().err
     assert bytes_of(out) == before
+    for name in ("report.json", "provenance.json"):
+        kept = (out / name).read_bytes()
+        for broken in (b"{", b"{}", b"[]"):
+            (out / name).write_bytes(broken)
+            assert run([*arguments, "rtn-hif4", "--resume"]) == 2
+            said = capsys.readouterr().err
+            assert "is not what would be made" in said
+            assert name in said
+            assert "was complete" not in said
+        (out / name).write_bytes(kept)
 
 
 def test_a_partial_folder_is_no_delta_yet(unfinished: Path) -> None:
