@@ -17,7 +17,7 @@ install: $(BIN)/python
 	rm -rf build hfq.egg-info
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[video,report,export,c2pa]'
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
-	$(BIN)/python -m hfq.compile_kernels
+	PYTHONSAFEPATH=1 $(BIN)/python -m hfq.compile_kernels
 
 install-dev: install
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev
