@@ -177,7 +177,7 @@ class Calibration:
                 where=self.path,
                 expected=role,
                 found=", ".join(self.roles),
-                todo=f"calibrate it: hfq calibrate MODEL --role {role} --prompts FILE -o CAL; or convert with "
+                todo=f"calibrate it: hfq calibrate MODEL --role {role} --prompts FILE -o CAL; or take "
                 f"--role {self.roles[0]} alone",
             )
         plan = self._plans.get(role, {}).get(group)
