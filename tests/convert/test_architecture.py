@@ -256,7 +256,7 @@ def test_the_config_tells_what_no_tensor_shows() -> None:
         ("scaled_fp8", "F8_E4M3", "fp8_scaled"),
         ("blocks.0.ffn.0.weight_scale", "F32", "scaled format"),
         ("blocks.0.ffn.0.weight", "F8_E4M3", "quantized"),
-        ("diffusion_model.blocks.0.ffn.0.lora_A.weight", "BF16", "a LoRA and not a checkpoint"),
+        ("diffusion_model.blocks.0.ffn.0.lora_A.weight", "BF16", "a LoRA beside the weights of a whole model"),
     ],
 )
 def test_models_that_are_not_supported_are_recognised(name: str, dtype: str, words: str) -> None:
