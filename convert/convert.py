@@ -23,16 +23,17 @@ from torch import Tensor
 
 from hfq.schema.atomic import write_file
 from hfq.schema.canonical import canonical_json, content_id
-from hfq.schema.documents import read_document, validate
-from hfq.schema.errors import HfqError, OutputExistsError, ResumeMismatchError, UnreadableFileError
+from hfq.schema.documents import validate
+from hfq.schema.errors import HfqError, ResumeMismatchError, UnreadableFileError
 
 from .analyze import Analysis
 from .architecture import Site
 from .calibration import Calibration, GroupStatistics
 from .checkpoint import Checkpoint
 from .clip_choice import choose_headrooms, error_at
-from .conversion_plan import SAMPLES_HELD, STATISTICS_HELD, Plan, inputs_of_delta, journal_inputs, plan_conversion
+from .conversion_plan import SAMPLES_HELD, STATISTICS_HELD, Plan, journal_inputs, plan_conversion
 from .delta import DOCUMENT, PROVENANCE, REPORT, STATE, Delta, load_delta, state_name
+from .finished_delta import finished_delta
 from .finite import NonFinite, non_finite_line
 from .identity import FileWitness, Identity, same_weights
 from .journal import CONVERSION, Journal
@@ -51,7 +52,7 @@ from .site_output import RowOutputs
 from .stage_rules import NEEDS_CALIBRATION
 from .weight_counts import count_bits
 from .weights import NUMERICS, check_finite
-from .work_folder import WorkFolder, check_output, clear_finished, first_difference
+from .work_folder import WorkFolder, check_output
 
 __all__ = ["Conversion", "WitnessOptions", "quantize"]
 
@@ -103,7 +104,7 @@ def quantize(
     )
     inputs = journal_inputs(checkpoint, plan)
     if resume and destination.exists():
-        return _finished(destination, checkpoint, inputs, shown)
+        return finished_delta(destination, checkpoint, inputs, shown)
     folder = WorkFolder(destination, CONVERSION, inputs, resume=resume)
     with contextlib.closing(folder):
         try:
@@ -118,39 +119,6 @@ def quantize(
             raise
         folder.publish()
     return load_delta(destination)
-
-
-def _finished(destination: Path, checkpoint: Checkpoint, inputs: Mapping[str, Any], progress: Progress) -> Delta:
-    """The delta that is there, if it is the one that would be made: the base is read, and nothing is computed.
-
-    Raises:
-        OutputExistsError: it is not.
-        NonFiniteWeightError, BlobDigestError: the base is not sound, as for a delta that is made.
-    """
-    there, todo = "the output is already there, and is not what would be made", "choose another name, or remove it"
-    try:
-        for name, kind in ((REPORT, "report"), (PROVENANCE, "provenance")):
-            read_document(destination / name, kind)
-        delta = load_delta(destination)
-    except HfqError as error:
-        raise OutputExistsError(there, where=destination, found=str(error), todo=todo) from None
-    try:
-        made = inputs_of_delta(delta.document)
-        found = first_difference(made, {name: inputs[name] for name in made})
-        if found is None:
-            scans = {role: expert.scan(progress, hash_files=False) for role, expert in checkpoint.experts.items()}
-            roots = {role: scan.run().bf16_root for role, scan in scans.items()}
-            found = first_difference({role: delta.root(role) for role in roots}, roots)
-        if found is not None:
-            raise OutputExistsError(
-                there, where=f"{destination}: {found.field}", expected=found.now, found=found.before, todo=todo
-            )
-        clear_finished(destination, CONVERSION, inputs)
-    except BaseException:
-        delta.close()
-        raise
-    progress.note(f"{destination} was complete; nothing was left to do")
-    return delta
 
 
 @dataclass(frozen=True)
