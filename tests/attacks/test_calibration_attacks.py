@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from forging import Tensors, rewrite_tensors
 from torch import Tensor
 
 import hfq
 from hfq.cli import run
-from hfq.convert.calibration import file_sha256, load_calibration
-from hfq.convert.safetensors_file import SafetensorsFile
-from hfq.convert.safetensors_writer import write_safetensors
+from hfq.convert.calibration import load_calibration
 from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.errors import (
     DigestMismatchError,
@@ -35,7 +34,6 @@ from hfq.schema.errors import (
     WrongIdError,
 )
 
-Tensors = dict[str, Tensor]
 GROUP = "low_noise/blocks.0.ffn.2"
 
 
@@ -76,16 +74,7 @@ def write_document(folder: Path, document: dict[str, Any], *, sign: bool = True)
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Any]) -> None:
-    """Change the statistics and make document and digest fit."""
-    with SafetensorsFile(folder / "statistics.safetensors") as file:
-        tensors = {name: file.read(name) for name in file.tensors}
-    change(tensors)
-    (folder / "statistics.safetensors").unlink()
-    write_safetensors(folder / "statistics.safetensors", tensors)
-    document = document_of(folder)
-    path = folder / "statistics.safetensors"
-    document["statistics"] = {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
-    write_document(folder, document)
+    rewrite_tensors(folder / "statistics.safetensors", folder / "calibration.json", "statistics", change)
 
 
 def use(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,18 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from forging import Tensors, edit_document, rewrite_tensors
 from tiny_pipelines import TINY_PROMPTS
-from torch import Tensor
 
 from hfq.convert.calibrate import CalibrationOptions, calibrate_model
-from hfq.convert.calibration import file_sha256, load_calibration
+from hfq.convert.calibration import load_calibration
 from hfq.convert.kept_calls import CallKey
 from hfq.convert.pipelines import LoadedModel
 from hfq.convert.prompts import Prompt
-from hfq.convert.safetensors_file import SafetensorsFile
-from hfq.convert.safetensors_writer import write_safetensors
 from hfq.convert.schedule import Call
-from hfq.schema.canonical import canonical_json, content_id
 from hfq.schema.errors import (
     CalibrationBaseError,
     DigestMismatchError,
@@ -37,8 +33,6 @@ from hfq.schema.errors import (
     UnreadableFileError,
     WrongIdError,
 )
-
-Tensors = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +52,11 @@ def copy(small: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the document and give it the id that its content has."""
-    document = json.loads((folder / "calls.json").read_bytes())
-    change(document)
-    document["id"] = content_id(document)
-    (folder / "calls.json").write_bytes(canonical_json(document))
+    edit_document(folder / "calls.json", change)
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], object]) -> None:
-    """Change the tensors and make document and digest fit."""
-    path = folder / "calls.safetensors"
-    with SafetensorsFile(path) as file:
-        tensors = {name: file.read(name) for name in file.tensors}
-    change(tensors)
-    write_safetensors(path, tensors)
-    edit(folder, lambda d: d.update(tensors={"sha256": file_sha256(path), "size_bytes": path.stat().st_size}))
+    rewrite_tensors(folder / "calls.safetensors", folder / "calls.json", "tensors", change)
 
 
 def use(folder: Path) -> None:
